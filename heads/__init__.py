@@ -1,0 +1,1 @@
+"""Detection and segmentation heads: tensors in, tensors out."""

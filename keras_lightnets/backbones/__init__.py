@@ -1,0 +1,1 @@
+"""One file per family: rows, SPECS, build(), and the publishers' tensor names."""

@@ -1,0 +1,33 @@
+"""Building blocks: functions on tensors made of plain Keras layers.
+
+Names resolve on first use, so a backbone file can import this package without
+loading keras (`keras-lightnets list` reads specs only).
+"""
+
+import importlib
+from typing import Any
+
+_MODULES = {
+    "BatchNormalization": "norm",
+    "Bottleneck": "inverted",
+    "activate": "conv",
+    "bias_conv": "conv",
+    "concat": "conv",
+    "conv_bn": "conv",
+    "depthwise_bn": "conv",
+    "residual": "conv",
+    "DilatedStride": "stride",
+    "inverted_residual": "inverted",
+    "pad_for": "pad",
+    "squeeze_excite": "squeeze",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that defines a block on first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'keras_lightnets.layers' has no block {name!r}")
+    module = importlib.import_module(f"keras_lightnets.layers.{_MODULES[name]}")
+    return getattr(module, name)

@@ -1,0 +1,31 @@
+"""Padding of strided convolutions, TensorFlow's and PyTorch's."""
+
+from typing import Any
+
+from keras import layers
+
+
+def pad_for(
+    x: Any, kernel: tuple[int, int], stride: int, dilation: int, padding: str, name: str
+) -> tuple[Any, str]:
+    """Pad for a convolution and say which padding the convolution must use.
+
+    TensorFlow's SAME puts the odd pixel of a strided convolution at the bottom
+    and right; PyTorch code pads `kernel // 2` on every side. At stride 1 both
+    are one for odd kernels, and so is a kernel of one.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        kernel: Height and width of the kernel.
+        stride: Stride of the convolution.
+        dilation: Dilation of the convolution.
+        padding: "same" or "symmetric".
+        name: Stem of the layer's name; "_pad" is appended.
+
+    Returns:
+        The tensor to convolve and "same" or "valid".
+    """
+    if padding == "same" or stride == 1 or max(kernel) == 1:
+        return x, "same"
+    rows, cols = ((size - 1) * dilation // 2 for size in kernel)
+    return layers.ZeroPadding2D((rows, cols), name=f"{name}_pad")(x), "valid"

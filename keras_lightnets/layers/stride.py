@@ -1,0 +1,49 @@
+"""Output stride: strides past a limit become dilation."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class DilatedStride:
+    """Follows the stride of a network that is being built.
+
+    Once the product of strides reaches `output_stride`, later strides are
+    replaced with dilation, which keeps the resolution and the receptive field.
+
+    Attributes:
+        output_stride: Largest stride wanted.
+        current: Product of the strides so far.
+        dilation: Dilation of the next convolution.
+
+    Example:
+        >>> stride = DilatedStride(output_stride=16, current=16)
+        >>> stride.step(2)   # the strided convolution itself is not dilated
+        (1, 1)
+        >>> stride.step(1)   # those behind it are
+        (1, 2)
+
+    Reference:
+        Chen et al. 2017, https://arxiv.org/abs/1706.05587.
+    """
+
+    output_stride: int = 32
+    current: int = 1
+    dilation: int = 1
+
+    def step(self, stride: int) -> tuple[int, int]:
+        """Return the stride and dilation of the next convolution.
+
+        Args:
+            stride: Stride in the table.
+
+        Returns:
+            (stride, dilation) to build with.
+        """
+        dilation = self.dilation
+        if stride == 1:
+            return 1, dilation
+        if self.current < self.output_stride:
+            self.current *= stride
+            return stride, dilation
+        self.dilation *= stride
+        return 1, dilation

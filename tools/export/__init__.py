@@ -1,0 +1,1 @@
+"""Files for devices, and the proof that they work."""

@@ -1,0 +1,1 @@
+"""Quantisation, after training and during it."""
