@@ -1,0 +1,122 @@
+"""The table of heads."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_lightnets._errors import unknown
+from keras_lightnets._layout import Layout
+from keras_lightnets.heads import ssdlite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """One head and what goes with it.
+
+    Attributes:
+        task: "detect".
+        build: (features by endpoint, config) -> outputs by name, raw.
+        config: Class of the config.
+        endpoints: Per feature map, the names to take it from, best first.
+        anchors: config -> default boxes, numpy (N, 4).
+        losses: (config, class weights or None) -> loss by output name.
+        decode: (outputs, config) -> boxes, scores.
+        detect: (outputs, config) -> `nms.Detections`.
+        layouts: Publishers' tensor names, by layout name.
+    """
+
+    task: str
+    build: Callable[[Mapping[str, Any], Any], dict[str, Any]]
+    config: type
+    endpoints: tuple[tuple[str, ...], ...]
+    anchors: Callable[[Any], Any]
+    losses: Callable[..., dict[str, Any]]
+    decode: Callable[[Mapping[str, Any], Any], tuple[Any, Any]]
+    detect: Callable[[Mapping[str, Any], Any], Any]
+    layouts: Mapping[str, Layout]
+
+
+HEADS: Mapping[str, Head] = {
+    "ssdlite": Head(
+        task="detect",
+        build=ssdlite.ssdlite,
+        config=ssdlite.SSDLiteConfig,
+        endpoints=ssdlite.ENDPOINTS,
+        anchors=ssdlite.default_boxes,
+        losses=ssdlite.build_losses,
+        decode=ssdlite.decode,
+        detect=ssdlite.detect,
+        layouts=ssdlite.LAYOUTS,
+    ),
+}
+
+
+def pick_endpoints(head: str, levels: Sequence[str]) -> tuple[str, ...]:
+    """Choose the endpoints that a backbone must return for a head.
+
+    Args:
+        head: Name in HEADS.
+        levels: Names of the feature maps that the backbone has.
+
+    Returns:
+        Names for the backbone's `endpoints` argument, from fine to coarse.
+
+    Raises:
+        ValueError: If the head is unknown, or the backbone lacks a map it needs.
+
+    Example:
+        >>> pick_endpoints("ssdlite", ["c3", "c4", "c5"])
+        ('c4', 'c5')
+    """
+    chosen = []
+    for names in find(head).endpoints:
+        found = [name for name in names if name in levels]
+        if not found:
+            raise ValueError(
+                f"The head {head!r} needs a feature map named "
+                f"{' or '.join(map(repr, names))}. Received a backbone with: "
+                f"{', '.join(levels) or 'none'}."
+            )
+        chosen.append(found[0])
+    return tuple(chosen)
+
+
+def find(name: str) -> Head:
+    """Return the head of a name.
+
+    Raises:
+        ValueError: If there is none; the closest name is suggested.
+    """
+    if name not in HEADS:
+        raise unknown("head", name, HEADS)
+    return HEADS[name]
+
+
+def attach(
+    backbone: keras.Model, head: str, config: Any, name: str | None = None
+) -> keras.Model:
+    """Build a head on a backbone; the graph stays flat.
+
+    Args:
+        backbone: Model whose output is a dict of feature maps by endpoint.
+        head: Name in HEADS.
+        config: The head's config.
+        name: Name of the model; None: backbone's and head's joined.
+
+    Returns:
+        Model from the backbone's input to the head's raw outputs.
+
+    Raises:
+        ValueError: If the head is unknown, or an endpoint is missing.
+
+    Example:
+        >>> backbone = keras_lightnets.GhostNet(  # doctest: +SKIP
+        ...     weights=None, endpoints=("c4", "c5"), input_shape=(96, 96, 3))
+        >>> config = SSDLiteConfig(classes=4, image_size=96)  # doctest: +SKIP
+        >>> attach(backbone, "ssdlite", config).output["boxes"].shape  # doctest: +SKIP
+        (None, 288, 4)
+    """
+    outputs = find(head).build(backbone.output, config)
+    return keras.Model(backbone.input, outputs, name=name or f"{backbone.name}_{head}")

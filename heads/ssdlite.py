@@ -1,0 +1,342 @@
+"""SSDLite: single-shot detection with depthwise separable predictors."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from keras import layers
+
+from keras_lightnets._errors import unknown
+from keras_lightnets._layout import Layout
+from keras_lightnets.heads import _conv, losses, nms
+from keras_lightnets.heads import boxes as box_ops
+from keras_lightnets.heads.anchors import (
+    AnchorConfig,
+    anchors_per_cell,
+    feature_sizes,
+    ssd_anchors,
+)
+
+# What the head reads, best first: the expanded tensor inside the first stride-32
+# block (MobileNetV3, section 6.3) and the map in front of the classifier's pooling.
+ENDPOINTS = (("c4_expand", "c4"), ("features", "c5"))
+
+# Flavour -> default boxes. The papers share the layers; TensorFlow's MobileNetV2
+# detector has 3 boxes per cell on the first map, torchvision's MobileNetV3 has 6.
+FLAVOURS: Mapping[str, AnchorConfig] = {
+    "mobilenet_v2": AnchorConfig(reduce_lowest=True),
+    "mobilenet_v3": AnchorConfig(),
+}
+
+# Activation of the scores -> columns for the background.
+BACKGROUND_COLUMNS: Mapping[str, int] = {"softmax": 1, "sigmoid": 0}
+
+_MIN_WIDTH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSDLiteConfig:
+    """A head as data.
+
+    Attributes:
+        classes: Number of classes, without the background.
+        image_size: Side, or (height, width), of the network's input in pixels.
+        flavour: "mobilenet_v3" or "mobilenet_v2"; chooses the default boxes.
+        score_activation: "softmax" (background column, multibox loss) or "sigmoid"
+            (no background column, focal loss).
+        extra_widths: Channels of the stride-2 blocks behind the backbone; one more
+            feature map each.
+        width: Multiplier of `extra_widths`, which do not fall below 16.
+        anchors: Default boxes; None: those of the flavour.
+        padding: "same" or "symmetric" (PyTorch's) in the stride-2 blocks.
+        bn_epsilon: Added to the variance in batch normalisation.
+        bn_momentum: Share of the old moving statistics kept per step.
+        box_weights: Factors of the box encodings.
+        box_loss: "smooth_l1" or "giou".
+        prior: Score of every class before training, for "sigmoid".
+        score_threshold: Detections need a score above it.
+        iou_threshold: Overlap above which the lesser box of a class goes.
+        max_detections: Detections per image at most.
+
+    Raises:
+        ValueError: If a value is not legal; the legal ones are listed.
+    """
+
+    classes: int
+    image_size: int | tuple[int, int] = 320
+    flavour: str = "mobilenet_v3"
+    score_activation: str = "softmax"
+    extra_widths: tuple[int, ...] = (512, 256, 256, 128)
+    width: float = 1.0
+    anchors: AnchorConfig | None = None
+    padding: str = "same"
+    bn_epsilon: float = 1e-3
+    bn_momentum: float = 0.97
+    box_weights: tuple[float, float, float, float] = box_ops.BOX_WEIGHTS
+    box_loss: str = "smooth_l1"
+    prior: float = 0.01
+    score_threshold: float = 0.001
+    iou_threshold: float = 0.55
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        for what, value, legal in (
+            ("flavour", self.flavour, FLAVOURS),
+            ("score_activation", self.score_activation, BACKGROUND_COLUMNS),
+            ("padding", self.padding, ("same", "symmetric")),
+            ("box_loss", self.box_loss, losses.BOX_KINDS),
+        ):
+            if value not in legal:
+                raise unknown(f"{what} of SSDLiteConfig", value, legal)
+        levels = len(ENDPOINTS) + len(self.extra_widths)
+        if self.anchors is not None and self.anchors.levels != levels:
+            raise ValueError(
+                f"This SSDLiteConfig has {levels} feature maps ({len(ENDPOINTS)} of "
+                "the backbone and one per entry of extra_widths), so its anchors need "
+                f"levels={levels}. Received: levels={self.anchors.levels}"
+            )
+        if self.classes < 1 or min(self.size) < 1 or not 0 < self.prior < 1:
+            raise ValueError(
+                "SSDLiteConfig needs classes >= 1, a positive image_size and 0 < prior "
+                f"< 1. Received: classes={self.classes}, image_size="
+                f"{self.image_size}, prior={self.prior}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the network's input."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        height, width = self.image_size
+        return height, width
+
+    @property
+    def anchor_config(self) -> AnchorConfig:
+        """The default boxes' sizes and shapes, given or the flavour's."""
+        if self.anchors is not None:
+            return self.anchors
+        levels = len(ENDPOINTS) + len(self.extra_widths)
+        return dataclasses.replace(FLAVOURS[self.flavour], levels=levels)
+
+    @property
+    def columns(self) -> int:
+        """Number of score columns: classes and, for "softmax", the background."""
+        return self.classes + BACKGROUND_COLUMNS[self.score_activation]
+
+
+def ssdlite(features: Mapping[str, Any], config: SSDLiteConfig) -> dict[str, Any]:
+    """Build the head on a backbone's feature maps.
+
+    Layers: `head_extra{i}_reduce|dw|project_*`, per level `head_level{k}_boxes_*`
+    and `head_level{k}_scores_*`, and `head_boxes`, `head_scores` at the end.
+
+    Args:
+        features: Feature maps by endpoint: "c4_expand" or "c4" (stride 16) and
+            "features" or "c5" (stride 32). Others are not read.
+        config: The head.
+
+    Returns:
+        {"boxes": (batch, N, 4), "scores": (batch, N, columns)}: raw encodings (dx,
+        dy, dw, dh) and logits, ordered like `default_boxes(config)`.
+
+    Raises:
+        ValueError: If an endpoint is missing, or a map's size is not that of the
+            default boxes.
+
+    Example:
+        >>> import keras
+        >>> c4, c5 = keras.Input((4, 4, 96)), keras.Input((2, 2, 320))
+        >>> config = SSDLiteConfig(classes=3, image_size=64)
+        >>> ssdlite({"c4": c4, "c5": c5}, config)["scores"].shape
+        (None, 138, 4)
+
+    Reference:
+        Sandler et al. 2018, section 6.2, https://arxiv.org/abs/1801.04381; Howard et
+        al. 2019, section 6.3, https://arxiv.org/abs/1905.02244.
+    """
+    numerics = _conv.Numerics(
+        padding=config.padding,
+        bn_epsilon=config.bn_epsilon,
+        bn_momentum=config.bn_momentum,
+    )
+    maps = [features[name] for name in endpoint_names(features)]
+    for i, filters in enumerate(_extra_filters(config), 1):
+        maps.append(_extra_block(maps[-1], filters, numerics, f"head_extra{i}"))
+    _check_grids(maps, config)
+    prior = config.prior if config.score_activation == "sigmoid" else 0.5
+    # name -> (columns, initial bias): -log((1 - p) / p) makes sigmoid(bias) = p.
+    outputs = {
+        "boxes": (4, 0.0),
+        "scores": (config.columns, -float(np.log((1.0 - prior) / prior))),
+    }
+    counts = anchors_per_cell(config.anchor_config)
+    results = {}
+    for output, (columns, bias) in outputs.items():
+        flat = []
+        for k, (x, boxes) in enumerate(zip(maps, counts, strict=True), 1):
+            name = f"head_level{k}_{output}"
+            y = _conv.depthwise_bn_act(x, 1, numerics, f"{name}_dw")
+            y = _conv.predict(y, boxes * columns, bias, numerics, name)
+            flat.append(_flatten(y, boxes, columns, f"{name}_flat"))
+        results[output] = layers.Concatenate(axis=1, name=f"head_{output}")(flat)
+    return results
+
+
+def endpoint_names(available: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:
+    """Choose the endpoints that the head reads.
+
+    Args:
+        available: Names of the feature maps that a backbone has.
+
+    Returns:
+        Two names, of stride 16 and 32.
+
+    Raises:
+        ValueError: If neither of the two names of a map is available.
+
+    Example:
+        >>> endpoint_names(["c3", "c4", "c5", "features"])
+        ('c4', 'features')
+    """
+    chosen = []
+    for names in ENDPOINTS:
+        found = next((name for name in names if name in available), None)
+        if found is None:
+            raise ValueError(
+                f"SSDLite reads the feature map {' or '.join(map(repr, names))}. "
+                f"Received: {', '.join(map(repr, available)) or 'none'}. Build the "
+                "backbone with endpoints=(...) that hold one of them."
+            )
+        chosen.append(found)
+    return tuple(chosen)
+
+
+@functools.lru_cache(maxsize=32)
+def default_boxes(config: SSDLiteConfig) -> npt.NDArray[np.float32]:
+    """Return the default boxes in the order of the head's outputs.
+
+    Args:
+        config: The head.
+
+    Returns:
+        (cx, cy, w, h) as shares of the image's sides, float32, shape (N, 4); shared
+        and read-only.
+    """
+    anchors = ssd_anchors(config.anchor_config, config.size)
+    anchors.setflags(write=False)
+    return anchors
+
+
+def build_losses(
+    config: SSDLiteConfig, class_weights: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Return the loss of each output.
+
+    Args:
+        config: The head.
+        class_weights: Factor per class; None: all 1.
+
+    Returns:
+        {"boxes": loss, "scores": loss}: smooth L1 or GIoU, and multibox (softmax) or
+        focal (sigmoid) loss.
+    """
+    kinds = {"softmax": losses.MultiboxLoss, "sigmoid": losses.FocalLoss}
+    return {
+        "boxes": losses.BoxLoss(config.box_loss, box_weights=config.box_weights),
+        "scores": kinds[config.score_activation](class_weights=class_weights),
+    }
+
+
+def decode(outputs: Mapping[str, Any], config: SSDLiteConfig) -> tuple[Any, Any]:
+    """Turn the head's raw outputs into boxes and scores.
+
+    Args:
+        outputs: {"boxes": (batch, N, 4), "scores": (batch, N, columns)}.
+        config: The head.
+
+    Returns:
+        Boxes (x1, y1, x2, y2) as shares of the image's sides, clipped to it, shape
+        (batch, N, 4); and probabilities without background, (batch, N, classes).
+    """
+    anchors = default_boxes(config)
+    boxes = box_ops.decode(outputs["boxes"], anchors, config.box_weights)
+    scores = nms.class_scores(outputs["scores"], config.score_activation)
+    return box_ops.clip(boxes), scores
+
+
+def detect(outputs: Mapping[str, Any], config: SSDLiteConfig) -> nms.Detections:
+    """Decode and suppress overlapping boxes, with the config's thresholds.
+
+    Args:
+        outputs: {"boxes": (batch, N, 4), "scores": (batch, N, columns)}.
+        config: The head.
+
+    Returns:
+        `Detections` of `config.max_detections` places per image; boxes are shares of
+        the image's sides.
+    """
+    boxes, scores = decode(outputs, config)
+    return nms.nms(
+        boxes,
+        scores,
+        score_threshold=config.score_threshold,
+        iou_threshold=config.iou_threshold,
+        max_detections=config.max_detections,
+    )
+
+
+def _extra_filters(config: SSDLiteConfig) -> list[int]:
+    return [max(_MIN_WIDTH, int(w * config.width)) for w in config.extra_widths]
+
+
+def _extra_block(x: Any, filters: int, numerics: _conv.Numerics, name: str) -> Any:
+    x = _conv.conv_bn_act(x, filters // 2, numerics, f"{name}_reduce")
+    x = _conv.depthwise_bn_act(x, 2, numerics, f"{name}_dw")
+    return _conv.conv_bn_act(x, filters, numerics, f"{name}_project")
+
+
+def _flatten(x: Any, boxes: int, columns: int, name: str) -> Any:
+    """(batch, rows, cols, boxes * columns) -> (batch, rows * cols * boxes, columns)."""
+    rows, cols = x.shape[1:3]
+    # A static length keeps shape arithmetic out of the exported graph.
+    length = -1 if None in (rows, cols) else rows * cols * boxes
+    return layers.Reshape((length, columns), name=name)(x)
+
+
+def _check_grids(maps: Sequence[Any], config: SSDLiteConfig) -> None:
+    grids = feature_sizes(config.anchor_config, config.size)
+    built = tuple(tuple(x.shape[1:3]) for x in maps)
+    for grid, (rows, cols) in zip(grids, built, strict=True):
+        if (rows or grid[0], cols or grid[1]) != grid:
+            raise ValueError(
+                f"The default boxes of SSDLite for image_size={config.size} lie on "
+                f"grids of {grids}, but the feature maps have {built}. Give "
+                "SSDLiteConfig the image_size of the backbone's input, and use the "
+                "backbone's output_stride=32."
+            )
+
+
+def _torchvision_names(config: SSDLiteConfig) -> dict[str, str]:
+    names = {}
+    for i in range(len(config.extra_widths)):
+        for j, part in enumerate(("reduce", "dw", "project")):
+            for n, layer in enumerate(("conv", "bn")):
+                key = f"backbone.extra.{i}.{j}.{n}"
+                names[f"head_extra{i + 1}_{part}_{layer}"] = key
+    for k in range(len(ENDPOINTS) + len(config.extra_widths)):
+        for output, head in (("boxes", "regression"), ("scores", "classification")):
+            name = f"head_level{k + 1}_{output}"
+            key = f"head.{head}_head.module_list.{k}"
+            names[f"{name}_dw_conv"] = f"{key}.0.0"
+            names[f"{name}_dw_bn"] = f"{key}.0.1"
+            names[f"{name}_conv"] = f"{key}.1"
+    return names
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "torchvision": Layout(names=_torchvision_names, top=()),
+}
