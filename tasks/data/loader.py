@@ -1,0 +1,411 @@
+"""Turns a data set into batches with threads of its own.
+
+OpenCV and albumentations release the interpreter lock, so threads keep few cores
+busy without copying images between processes. A batch depends on (seed, epoch,
+step) alone: any number of workers, and a run that resumes, sees the same ones.
+"""
+
+import collections
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from keras_lightnets.tasks.data.images import ImageError
+from keras_lightnets.tools import runtime
+
+Encode = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
+Batch = tuple[np.ndarray, dict[str, np.ndarray]]
+
+logger = logging.getLogger(__name__)
+
+
+class Dataset(Protocol):
+    """What the loader reads, such as `CocoDataset`."""
+
+    records: Any
+
+    def __len__(self) -> int: ...
+
+    def sample(
+        self, index: int, target: tuple[int, int] | None = None, fit: str = "stretch"
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Return image, boxes in pixels, labels and meta."""
+
+
+class Transform(Protocol):
+    """What makes a training image, such as `Augment`."""
+
+    target: tuple[int, int]
+    fit: str
+
+    def __call__(
+        self, image: np.ndarray, boxes: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the image, its boxes in pixels and the rows they come from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """Rarely changed settings of a `Loader`.
+
+    Attributes:
+        drop_remainder: Whether to leave out a last, smaller batch.
+        balance: Whether images with rare classes are drawn more often.
+        workers: Threads; 0: one per core, at most 8.
+        prefetch: Batches made ahead, per worker.
+        cache_bytes: How much memory may hold decoded images between epochs.
+        reduced: Whether JPEGs are decoded at a reduced size where `target` allows.
+    """
+
+    drop_remainder: bool = True
+    balance: bool = False
+    workers: int = 0
+    prefetch: int = 2
+    cache_bytes: int = 0
+    reduced: bool = True
+
+    @property
+    def threads(self) -> int:
+        """Number of threads meant by `workers`."""
+        allowed = getattr(os, "sched_getaffinity", None)  # Linux only
+        cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+        return self.workers or min(8, cores)
+
+
+_OPTIONS = LoaderOptions()
+
+
+class Loader:
+    """Batches of augmented images with their targets.
+
+    Args:
+        dataset: Where samples come from.
+        transform: Augments and resizes one sample.
+        batch_size: Images per batch.
+        seed: Decides order and augmentation.
+        shuffle: Whether each epoch has its own order.
+        encode: Turns boxes (M, 4) in shares of the image's sides, labels (M,) and
+            crowd flags (M,) into arrays of fixed shape, the targets. None: padded
+            arrays "boxes" (batch, most, 4), "labels" (batch, most) with -1 and
+            "crowd" (batch, most).
+        options: See `LoaderOptions`.
+
+    Raises:
+        ValueError: If there are fewer images than a batch needs.
+
+    Example:
+        >>> loader = Loader(data, Augment("ssd", (320, 320)), 16)  # doctest: +SKIP
+        >>> model.fit(  # doctest: +SKIP
+        ...     loader.stream(), steps_per_epoch=len(loader), epochs=10
+        ... )
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: Transform,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        encode: Encode | None = None,
+        options: LoaderOptions = _OPTIONS,
+    ) -> None:
+        least = batch_size if options.drop_remainder else 1
+        if batch_size < 1 or len(dataset) < least:
+            raise ValueError(
+                f"batch_size must be 1 to {len(dataset)}, the number of usable images, "
+                f"or options.drop_remainder False. Received: batch_size={batch_size}"
+            )
+        self.dataset = dataset
+        self.transform = transform
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.encode = encode
+        self.options = options
+        self.skipped: dict[str, str] = {}
+        self.last_names: tuple[str, ...] = ()
+        self._epoch = 0
+        self._cache = _Cache(options.cache_bytes)
+        self._lock = threading.Lock()
+        self._bad: dict[int, str] = {}
+        self._orders: dict[int, np.ndarray] = {}
+        self._shares = _balance(dataset) if options.balance else None
+
+    def __len__(self) -> int:
+        """Return the number of batches per epoch."""
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.options.drop_remainder)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, from 0, at which the next iteration starts."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of one epoch, then move on to the next."""
+        epoch = self._epoch
+        self._epoch += 1
+        return self._run((epoch, step) for step in range(len(self)))
+
+    def stream(self, epoch: int | None = None, step: int = 0) -> Iterator[Batch]:
+        """Yield batches without end, for Keras' `fit(steps_per_epoch=len(loader))`.
+
+        Args:
+            epoch: First epoch, from 0; None: as set by `set_epoch`.
+            step: First step of that epoch.
+
+        Yields:
+            As `batch` returns.
+        """
+        first = self._epoch if epoch is None else epoch
+        yield from self._run(_steps(first, step, len(self)))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the epoch's sequence of data set indices, int64 (len(dataset),)."""
+        held = self._orders.get(epoch)
+        if held is None:
+            held = self._draw(epoch)
+            recent = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1}
+            self._orders = {**recent, epoch: held}
+        return held
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        count = len(self.dataset)
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        order = np.arange(count)
+        if self._shares is not None:
+            # Systematic sampling: each image comes floor or ceil of its share times.
+            points = (np.arange(count) + rng.random()) * (self._shares.sum() / count)
+            order = np.searchsorted(np.cumsum(self._shares), points, side="right")
+            order = np.minimum(order, count - 1)
+        return rng.permutation(order) if self.shuffle else order
+
+    def names(self, epoch: int, step: int) -> tuple[str, ...]:
+        """Return the file names of a batch, for the report of a failed step.
+
+        Args:
+            epoch: From 0.
+            step: From 0.
+
+        Returns:
+            One name per image; a bad image met so far has been replaced.
+        """
+        order = self.order(epoch)
+        return tuple(
+            self.dataset.records[self._good(order, position)].file_name
+            for position in self._positions(step)
+        )
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Make one batch in this thread.
+
+        Args:
+            epoch: From 0.
+            step: From 0 to `len(self) - 1`.
+
+        Returns:
+            Images, uint8 (batch, height, width, 3), RGB; and the targets of
+            `encode`, each with the batch in front.
+
+        Raises:
+            ImageError: If no image of the data set can be read.
+        """
+        order = self.order(epoch)
+        positions = self._positions(step)
+        height, width = self.transform.target
+        images = np.empty((len(positions), height, width, 3), np.uint8)
+        targets = []
+        for row, position in enumerate(positions):
+            image, boxes, labels, crowd = self._sample(order, position)
+            seed = np.random.SeedSequence([self.seed, epoch, 2, position])
+            number = int(seed.generate_state(1, np.uint64)[0])
+            images[row], boxes, kept = self.transform(image, boxes, number)
+            shares = boxes / np.array([width, height] * 2, np.float32)
+            targets.append((shares, labels[kept], crowd[kept]))
+        if self.encode is None:
+            return images, _padded(targets)
+        encoded = [self.encode(*target) for target in targets]
+        return images, {key: np.stack([e[key] for e in encoded]) for key in encoded[0]}
+
+    def _positions(self, step: int) -> range:
+        start = step * self.batch_size
+        return range(start, min(start + self.batch_size, len(self.dataset)))
+
+    def _good(self, order: np.ndarray, position: int) -> int:
+        """Return the data set index at a position, past the images known as bad."""
+        for offset in range(len(order)):
+            index = int(order[(position + offset) % len(order)])
+            if index not in self._bad:
+                return index
+        name, reason = next(iter(self.skipped.items()))
+        raise ImageError(
+            "unreadable_image",
+            "all images",
+            f"none of {len(order)} can be read; the first: {name}: {reason}",
+        )
+
+    def _sample(
+        self, order: np.ndarray, position: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Read the image at a position, or the next one that can be read."""
+        while True:
+            index = self._good(order, position)
+            try:
+                return self._cache.get(index, lambda i=index: self._read(i))
+            except ImageError as error:
+                self._skip(index, error)
+
+    def _read(self, index: int) -> tuple[np.ndarray, ...]:
+        target = self.transform.target if self.options.reduced else None
+        sample = self.dataset.sample(index, target, self.transform.fit)
+        image, boxes, labels, meta = sample
+        return image, boxes, labels, meta["iscrowd"]
+
+    def _skip(self, index: int, error: ImageError) -> None:
+        with self._lock:
+            if index in self._bad:
+                return
+            name = self.dataset.records[index].file_name
+            self.skipped[name] = error.detail
+            self._bad[index] = error.detail
+        logger.warning("Skipped image %s: %s", name, error.detail)
+
+    def _run(self, steps: Iterator[tuple[int, int]]) -> Iterator[Batch]:
+        ahead = self.options.threads * self.options.prefetch
+        queue: collections.deque[tuple[tuple[int, int], Future[Batch]]]
+        queue = collections.deque()
+        pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="loader")
+        try:
+            for step in steps:
+                queue.append((step, pool.submit(self.batch, *step)))
+                if len(queue) >= ahead:
+                    yield self._next(queue)
+            while queue:
+                yield self._next(queue)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _next(self, queue: collections.deque[Any]) -> Batch:
+        step, future = queue.popleft()
+        batch: Batch = future.result()
+        self.last_names = self.names(*step)
+        return batch
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    target: tuple[int, int],
+    fit: str = "stretch",
+    batch_size: int = 32,
+    workers: int = 0,
+) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
+    """Yield every image once, unchanged but for the resize of `tools.runtime`.
+
+    Args:
+        dataset: Where samples come from.
+        target: (height, width) of the network's input.
+        fit: "stretch" or "letterbox".
+        batch_size: Images per batch.
+        workers: Threads; 0: one per core, at most 8.
+
+    Yields:
+        Images, uint8 (batch_size, height, width, 3), black behind the last image;
+        and for each image that could be read the `meta` of the sample with
+        `placement`, whose `to_pixels` maps boxes of 0..1 back to the file's pixels.
+        An image that cannot be read is logged and left out.
+    """
+    meta = runtime.Meta(labels=(), size=target, resize=fit)
+
+    def read(index: int) -> tuple[np.ndarray, dict[str, Any]] | None:
+        try:
+            image, _, _, info = dataset.sample(index)
+        except ImageError as error:
+            logger.warning("Skipped image %s", error)
+            return None
+        image, placement = runtime.prepare(image, meta)
+        return image, {**info, "placement": placement}
+
+    def make(start: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        stop = min(start + batch_size, len(dataset))
+        found = [s for s in map(read, range(start, stop)) if s is not None]
+        images = np.zeros((batch_size, *target, 3), np.uint8)
+        for row, (image, _) in enumerate(found):
+            images[row] = image
+        return images, [info for _, info in found]
+
+    threads = LoaderOptions(workers=workers).threads
+    queue: collections.deque[Future[Any]] = collections.deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
+        try:
+            for start in range(0, len(dataset), batch_size):
+                queue.append(pool.submit(make, start))
+                if len(queue) > 2 * threads:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            for future in queue:
+                future.cancel()
+
+
+class _Cache:
+    """Decoded samples, as many as fit; what came first stays."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._held: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def get(self, index: int, read: Callable[[], Any]) -> Any:
+        found = self._held.get(index)
+        if found is not None:
+            return found
+        sample = read()
+        size = sum(array.nbytes for array in sample)
+        with self._lock:
+            if self.bytes + size <= self.limit and index not in self._held:
+                self.bytes += size
+                self._held[index] = sample
+        return sample
+
+
+def _steps(epoch: int, step: int, count: int) -> Iterator[tuple[int, int]]:
+    while True:
+        for number in range(step, count):
+            yield epoch, number
+        epoch, step = epoch + 1, 0
+
+
+def _balance(dataset: Dataset) -> np.ndarray:
+    """Return each image's share: the repeat factor of its rarest class.
+
+    A class in a share f of the images counts sqrt(most / f), as in LVIS
+    (https://arxiv.org/abs/1908.03195) with the most frequent class as threshold.
+    """
+    sets = [np.unique(record.labels) for record in dataset.records]
+    counts = np.bincount(np.concatenate(sets)) if sets else np.zeros(1)
+    factors = np.sqrt(counts.max() / np.maximum(counts, 1))
+    return np.array([max(factors[s], default=1.0) for s in sets])
+
+
+def _padded(targets: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
+    most = max(len(boxes) for boxes, _, _ in targets)
+    batch = len(targets)
+    padded = {
+        "boxes": np.zeros((batch, most, 4), np.float32),
+        "labels": np.full((batch, most), -1, np.int32),
+        "crowd": np.zeros((batch, most), bool),
+    }
+    for row, (boxes, labels, crowd) in enumerate(targets):
+        padded["boxes"][row, : len(boxes)] = boxes
+        padded["labels"][row, : len(labels)] = labels
+        padded["crowd"][row, : len(crowd)] = crowd
+    return padded
