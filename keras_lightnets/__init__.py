@@ -43,6 +43,8 @@ def create_model(name: str, **options: Any) -> Any:
 
 def __getattr__(name: str) -> Any:
     """Resolve networks, families and sub-packages on first use."""
+    if name.startswith("_"):  # the import system asks for private modules here
+        raise AttributeError(f"module 'keras_lightnets' has no attribute {name!r}")
     from keras_lightnets import _registry
 
     if name in ("get_spec", "list_models"):
