@@ -1,0 +1,1 @@
+"""Weight files: getting them, reading them, and giving the tensors our names."""
