@@ -1,0 +1,139 @@
+"""Curves as PNG files and boxes drawn on pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_lightnets.tasks.run import atomic_file
+
+# Okabe and Ito's palette: told apart by colour-blind readers too.
+COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+
+
+def plot_history(
+    history: Sequence[Mapping[str, Any]], path: Path, metrics: Sequence[str]
+) -> None:
+    """Draw loss and metrics over the epochs.
+
+    Args:
+        history: One mapping per epoch, with "epoch" and "loss".
+        path: PNG file to write.
+        metrics: Keys drawn in the second panel.
+    """
+    figure, (left, right) = _panels(2)
+    losses = [key for key in history[0] if key.endswith("loss")] if history else []
+    for axis, keys in ((left, losses), (right, metrics)):
+        for key in keys:
+            rows = [row for row in history if row.get(key) is not None]
+            epochs = [row["epoch"] for row in rows]
+            axis.plot(epochs, [row[key] for row in rows], marker=".", label=key)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    left.set_title("training loss")
+    right.set_title("validation")
+    _save(figure, path)
+
+
+def plot_precision(
+    curve: Sequence[float], recalls: Sequence[float], path: Path
+) -> None:
+    """Draw precision over recall.
+
+    Args:
+        curve: Precisions, 0..1.
+        recalls: Recalls, 0..1.
+        path: PNG file to write.
+    """
+    figure, (axis,) = _panels(1)
+    axis.plot(recalls, curve)
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axis.set_title("precision over recall at IoU 0.5, mean of classes")
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    names: Sequence[str],
+    scores: Sequence[float] | None = None,
+) -> np.ndarray:
+    """Draw boxes with class names on a copy of a picture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (M, 4) x1, y1, x2, y2 in pixels.
+        labels: Class index of each box.
+        names: Class names.
+        scores: 0..1 of each box, or None.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    import cv2
+
+    canvas = np.ascontiguousarray(image).copy()
+    thick = max(1, round(max(image.shape[:2]) / 320))
+    scale = 0.4 * thick
+    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        colour = COLOURS[int(label) % len(COLOURS)]
+        x1, y1, x2, y2 = (round(float(value)) for value in box)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thick)
+        text = names[int(label)]
+        if scores is not None:
+            text = f"{text} {float(scores[index]):.2f}"
+        (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+        top = max(y1, height + 4)
+        corner = (x1 + width, top - height - 4)
+        cv2.rectangle(canvas, (x1, top), corner, colour, cv2.FILLED)
+        place = (x1, top - 2)
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(canvas, text, place, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    return canvas
+
+
+def save_picture(path: Path, image: np.ndarray) -> None:
+    """Write a picture; the suffix decides the format.
+
+    Args:
+        path: .jpg or .png file.
+        image: (H, W, 3) uint8 RGB.
+
+    Raises:
+        OSError: If the picture cannot be written.
+    """
+    import cv2
+
+    done, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[:, :, ::-1]))
+    if not done:
+        raise OSError(f"Cannot encode {path} as {path.suffix}.")
+    with atomic_file(path) as part:
+        part.write_bytes(data.tobytes())
+
+
+def _panels(count: int) -> tuple[Any, Sequence[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * count, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_file(path) as part:
+        figure.savefig(part, dpi=110)

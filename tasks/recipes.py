@@ -1,0 +1,63 @@
+"""Named sets of training defaults; explicit options always win over them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from keras_lightnets._errors import unknown
+
+# task -> recipe -> option -> value. A new recipe is one row.
+RECIPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "detect": {
+        # From published weights on hundreds to some ten thousand images.
+        "finetune": {
+            "epochs": 40,
+            "batch_size": 16,
+            "optimizer": "adamw",
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-4,
+            "warmup_epochs": 2.0,
+            "bn_momentum": 0.97,
+        },
+        # From random weights: longer, larger steps, stronger regularisation.
+        "scratch": {
+            "weights": None,
+            "epochs": 300,
+            "batch_size": 32,
+            "optimizer": "sgd",
+            "learning_rate": 0.05,
+            "weight_decay": 4e-5,
+            "warmup_epochs": 3.0,
+            "bn_momentum": 0.97,
+        },
+        # Minutes on a laptop: early stages stay as published.
+        "demo": {
+            "image_size": 256,
+            "epochs": 10,
+            "batch_size": 16,
+            "optimizer": "adamw",
+            "learning_rate": 2e-3,
+            "weight_decay": 1e-4,
+            "warmup_epochs": 1.0,
+            "bn_momentum": 0.9,
+            "freeze": "c2",
+        },
+    },
+}
+
+
+def recipe(task: str, name: str) -> dict[str, Any]:
+    """Return a recipe's options.
+
+    Args:
+        task: "detect".
+        name: Name of the recipe.
+
+    Returns:
+        Option name -> value.
+
+    Raises:
+        ValueError: If there is no such recipe; the legal ones are listed.
+    """
+    if name not in RECIPES[task]:
+        raise unknown(f"recipe of {task}", name, RECIPES[task])
+    return dict(RECIPES[task][name])
