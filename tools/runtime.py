@@ -338,14 +338,12 @@ def postprocess(
     return Detections(boxes[rows], values[best], labels[best].astype(np.int32))
 
 
-def _quantise(values: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
-    """Convert floats to a tensor's stored type, clipped to its range."""
-    scale, zero_point = row["quantization"]
-    if not scale:
-        return values.astype(row["dtype"])
-    limits = np.iinfo(row["dtype"])
-    stored = np.rint(values / scale) + zero_point
-    return np.clip(stored, limits.min, limits.max).astype(row["dtype"])
+def _stored(pixels: np.ndarray, dtype: Any) -> np.ndarray:
+    """Levels 0..255 as a file reads them: uint8 as they are, int8 less 128."""
+    if not np.issubdtype(dtype, np.integer):
+        return pixels.astype(dtype)
+    levels = np.clip(np.rint(pixels), 0, 255).astype(np.int16)
+    return (levels - (128 if np.dtype(dtype) == np.int8 else 0)).astype(dtype)
 
 
 def _dequantise(stored: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
@@ -379,7 +377,7 @@ def _interpreter(content: bytes, threads: int) -> Any:
 
 
 class TFLiteModel:
-    """A .tflite file that takes and returns float arrays, whatever it stores.
+    """A .tflite file that takes pictures and returns floats, whatever it stores.
 
     `inputs` and `outputs` are the interpreter's tensor details. ValueError if the
     file is missing or not a TFLite model.
@@ -400,12 +398,12 @@ class TFLiteModel:
         self.inputs = list(self._interpreter.get_input_details())
         self.outputs = list(self._interpreter.get_output_details())
 
-    def run(self, values: np.ndarray) -> list[np.ndarray]:
-        """Run a batch of one, in the model's own float range; float32 outputs."""
+    def run(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """Run a batch of one picture, 0..255; float32 outputs in the file's order."""
         row = self.inputs[0]
-        if tuple(values.shape) != tuple(row["shape"]):
-            raise ValueError(f"The file takes {row['shape']}, not {values.shape}.")
-        self._interpreter.set_tensor(row["index"], _quantise(values, row))
+        if tuple(pixels.shape) != tuple(row["shape"]):
+            raise ValueError(f"The file takes {row['shape']}, not {pixels.shape}.")
+        self._interpreter.set_tensor(row["index"], _stored(pixels, row["dtype"]))
         self._interpreter.invoke()
         get = self._interpreter.get_tensor
         return [_dequantise(get(row["index"]), row) for row in self.outputs]
@@ -431,6 +429,8 @@ class Detector:
         given: dict[Any, Any] = dict(self.meta.outputs)
         if not given and len(shapes) == 4:
             given = {name: at for at, name in enumerate(names)}
+        elif not given and places.keys() >= set(names):
+            given = places
         elif not given and sorted(last) == sorted((4, columns)) and columns != 4:
             given = {"boxes": last.index(4), "scores": last.index(columns)}
         order = {name: places.get(at, at) for name, at in given.items()}

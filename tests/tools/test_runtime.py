@@ -52,7 +52,7 @@ def meta(**changes):
 def test_decode_by_hand():
     anchors = np.asarray([[0.5, 0.4, 0.2, 0.1]], np.float32)
     raw = np.asarray([[10.0, -5.0, 5 * np.log(2), 5 * np.log(4)]], np.float32)
-    # centre (0.5 + 0.2, 0.4 - 0.05), size (0.4, 0.4)
+    # The centre moves by one width and half a height; sizes grow 2 and 4 fold.
     expected = [[0.5, 0.15, 0.9, 0.55]]
     np.testing.assert_allclose(runtime.decode_boxes(raw, anchors), expected, atol=1e-6)
 

@@ -1,0 +1,299 @@
+"""Read and write .tflite files without TensorFlow.
+
+The schema classes are the generated ones that ship with ai_edge_litert (0.4 s to
+import); TensorFlow carries the same file, which is loaded from its path where the
+first is missing, so that nobody waits 10 s for `import tensorflow`. Both need only
+the flatbuffers package, a dependency of either.
+"""
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from keras_lightnets import _errors
+
+MAGIC = b"TFL3"
+# Constants up to this many values are kept: shapes, axes, paddings, permutations.
+SMALL = 64
+_ENUMS = {
+    "padding": "Padding",
+    "fusedActivationFunction": "ActivationFunctionType",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a graph.
+
+    Attributes:
+        index: Position in the subgraph.
+        name: Name in the file, "" where it has none.
+        dtype: Name of the schema's type: "INT8", "FLOAT32", ...
+        shape: Static shape.
+        signature: Shape with -1 where it is dynamic, or the shape.
+        const: Whether the values are in the file.
+        outside: Whether a constant's values lie behind the flatbuffer.
+        scales: Quantisation scales; one, one per channel, or none.
+        zero_points: As many as scales.
+        value: The values of a small integer constant, flat.
+        zeros: Whether all values of a constant are its zero point.
+    """
+
+    index: int
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    signature: tuple[int, ...] = ()
+    const: bool = False
+    outside: bool = False
+    scales: tuple[float, ...] = ()
+    zero_points: tuple[int, ...] = ()
+    value: tuple[int, ...] | None = None
+    zeros: bool = False
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the file leaves a dimension open."""
+        return -1 in self.signature or -1 in self.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One operator: builtin name ("CUSTOM" for custom ones), version, tensors."""
+
+    index: int
+    name: str
+    version: int
+    inputs: tuple[Tensor | None, ...]
+    outputs: tuple[Tensor, ...]
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    custom_code: str = ""
+
+    @property
+    def label(self) -> str:
+        """The custom op's own name, else the builtin one."""
+        return self.custom_code or self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """The first subgraph of a file."""
+
+    ops: tuple[Op, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
+    subgraphs: int = 1
+    metadata: tuple[str, ...] = ()
+
+
+@functools.cache
+def schema() -> ModuleType:
+    """Return the module of generated schema classes.
+
+    Raises:
+        MissingExtraError: If neither ai_edge_litert nor tensorflow is installed.
+    """
+    try:
+        return importlib.import_module("ai_edge_litert.schema_py_generated")
+    except ImportError:
+        found = importlib.util.find_spec("tensorflow")
+    if found is None or not found.submodule_search_locations:
+        return _errors.require("ai_edge_litert.schema_py_generated", "litert")
+    path = Path(found.submodule_search_locations[0])
+    path = path / "lite" / "python" / "schema_py_generated.py"
+    spec = importlib.util.spec_from_file_location("_tflite_schema", path)
+    if spec is None or spec.loader is None:
+        return _errors.require("ai_edge_litert.schema_py_generated", "litert")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def _names(enum: str) -> dict[int, str]:
+    values = vars(getattr(schema(), enum))
+    return {code: name for name, code in values.items() if isinstance(code, int)}
+
+
+def load(source: str | os.PathLike[str] | bytes) -> tuple[Any, bytes]:
+    """Read a file into the schema's editable objects.
+
+    Args:
+        source: Path or content of a .tflite file.
+
+    Returns:
+        The `ModelT` object and the file's content.
+
+    Raises:
+        ValueError: If the file is missing, cut short or not a TFLite model.
+    """
+    name = "the given bytes"
+    if isinstance(source, (bytes, bytearray)):
+        content = bytes(source)
+    else:
+        name = str(source)
+        if not Path(source).is_file():
+            raise ValueError(f"No file at {name}.")
+        content = Path(source).read_bytes()
+    if content[4:8] != MAGIC:
+        raise ValueError(
+            f"{name}: not a TFLite file: bytes 4 to 8 should be {MAGIC!r}, received "
+            f"{content[4:8]!r}."
+        )
+    try:
+        model = schema().ModelT.InitFromPackedBuf(content, 0)
+    except (struct.error, IndexError, ValueError, TypeError, MemoryError) as error:
+        raise ValueError(
+            f"{name}: a TFLite file cut short or damaged ({len(content)} bytes): "
+            f"{error}. Copy or export it again."
+        ) from error
+    if not model.subgraphs:
+        raise ValueError(f"{name}: the TFLite file holds no graph.")
+    return model, content
+
+
+def pack(model: Any) -> bytes:
+    """Write the schema's objects as the content of a .tflite file."""
+    flatbuffers = importlib.import_module("flatbuffers")
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), file_identifier=MAGIC)
+    return bytes(builder.Output())
+
+
+def read(source: str | os.PathLike[str] | bytes) -> Graph:
+    """Read the first subgraph of a .tflite file.
+
+    Args:
+        source: Path or content.
+
+    Returns:
+        Operators in the file's order with their tensors and attributes.
+
+    Raises:
+        ValueError: If the file is missing, cut short or not a TFLite model.
+
+    Example:
+        >>> [op.name for op in read("model.tflite").ops]  # doctest: +SKIP
+    """
+    model, content = load(source)
+    try:
+        return _graph(model, content)
+    except (IndexError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"A damaged TFLite file: a reference points nowhere ({error!r})."
+        ) from error
+
+
+def _graph(model: Any, content: bytes) -> Graph:
+    plan = model.subgraphs[0]
+    tensors = tuple(
+        _tensor(index, row, model.buffers, content)
+        for index, row in enumerate(plan.tensors)
+    )
+    pick = functools.partial(_pick, tensors)
+    codes = model.operatorCodes
+    ops = tuple(
+        _op(index, row, codes[row.opcodeIndex], pick)
+        for index, row in enumerate(_list(plan.operators))
+    )
+    return Graph(
+        ops=ops,
+        inputs=tuple(tensors[i] for i in _list(plan.inputs)),
+        outputs=tuple(tensors[i] for i in _list(plan.outputs)),
+        tensors=tensors,
+        subgraphs=len(model.subgraphs),
+        metadata=tuple(_text(row.name) for row in _list(model.metadata)),
+    )
+
+
+def _list(values: Any) -> list[Any]:
+    return [] if values is None else list(values)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+
+
+def _pick(tensors: tuple[Tensor, ...], indices: Any) -> tuple[Tensor | None, ...]:
+    return tuple(None if i < 0 else tensors[i] for i in _list(indices))
+
+
+def _tensor(index: int, row: Any, buffers: Any, content: bytes) -> Tensor:
+    shape = tuple(int(size) for size in _list(row.shape))
+    signature = tuple(int(size) for size in _list(row.shapeSignature)) or shape
+    buffer = buffers[row.buffer]
+    outside = bool(buffer.offset and buffer.offset > 1)
+    data = b"" if buffer.data is None else bytes(bytearray(buffer.data))
+    if outside:
+        data = content[buffer.offset : buffer.offset + buffer.size]
+        if len(data) != buffer.size:
+            raise IndexError(f"values of tensor {index} lie behind the file's end")
+    params = row.quantization
+    scales = () if params is None else tuple(map(float, _list(params.scale)))
+    points = () if params is None else tuple(map(int, _list(params.zeroPoint)))
+    dtype = _names("TensorType")[row.type]
+    return Tensor(
+        index=index,
+        name=_text(row.name),
+        dtype=dtype,
+        shape=shape,
+        signature=signature,
+        const=bool(data),
+        outside=outside,
+        scales=scales,
+        zero_points=points,
+        value=_small_value(data, dtype),
+        zeros=bool(data) and _is_zero(data, dtype, points),
+    )
+
+
+def _small_value(data: bytes, dtype: str) -> tuple[int, ...] | None:
+    """Values of a short integer constant."""
+    if dtype not in ("INT32", "INT64", "INT8", "UINT8") or not data:
+        return None
+    if len(data) > SMALL * np.dtype(dtype.lower()).itemsize:
+        return None
+    return tuple(int(value) for value in np.frombuffer(data, dtype.lower()))
+
+
+def _is_zero(data: bytes, dtype: str, points: tuple[int, ...]) -> bool:
+    """Whether a constant holds nothing but real zeros."""
+    if dtype not in ("INT8", "UINT8"):
+        return not any(data)
+    point = points[0] if points else 0
+    return bool((np.frombuffer(data, dtype.lower()) == point).all())
+
+
+def _op(index: int, row: Any, code: Any, pick: Any) -> Op:
+    builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
+    return Op(
+        index=index,
+        name=_names("BuiltinOperator").get(builtin, f"OPERATOR_{builtin}"),
+        version=code.version,
+        inputs=pick(row.inputs),
+        outputs=pick(row.outputs),
+        attributes=_attributes(row.builtinOptions),
+        custom_code=_text(code.customCode),
+    )
+
+
+def _attributes(options: Any) -> dict[str, Any]:
+    """The op's options as plain values; activation and padding by name."""
+    plain: dict[str, Any] = {}
+    for key, value in vars(options).items() if options is not None else ():
+        if key in _ENUMS:
+            value = _names(_ENUMS[key]).get(value, str(value))
+        elif isinstance(value, (list, np.ndarray)):
+            value = [int(item) for item in value]
+        plain[key] = value
+    return plain
