@@ -8,7 +8,7 @@ import keras
 
 from keras_lightnets._errors import unknown
 from keras_lightnets._layout import Layout
-from keras_lightnets.heads import ssdlite
+from keras_lightnets.heads import _endpoints, ssdlite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +70,7 @@ def pick_endpoints(head: str, levels: Sequence[str]) -> tuple[str, ...]:
         >>> pick_endpoints("ssdlite", ["c3", "c4", "c5"])
         ('c4', 'c5')
     """
-    chosen = []
-    for names in find(head).endpoints:
-        found = [name for name in names if name in levels]
-        if not found:
-            raise ValueError(
-                f"The head {head!r} needs a feature map named "
-                f"{' or '.join(map(repr, names))}. Received a backbone with: "
-                f"{', '.join(levels) or 'none'}."
-            )
-        chosen.append(found[0])
-    return tuple(chosen)
+    return _endpoints.choose(head, find(head).endpoints, levels)
 
 
 def find(name: str) -> Head:

@@ -12,7 +12,7 @@ from keras import layers
 
 from keras_lightnets._errors import unknown
 from keras_lightnets._layout import Layout
-from keras_lightnets.heads import _conv, losses, nms
+from keras_lightnets.heads import _conv, _endpoints, losses, nms
 from keras_lightnets.heads import boxes as box_ops
 from keras_lightnets.heads.anchors import (
     AnchorConfig,
@@ -163,7 +163,8 @@ def ssdlite(features: Mapping[str, Any], config: SSDLiteConfig) -> dict[str, Any
         bn_epsilon=config.bn_epsilon,
         bn_momentum=config.bn_momentum,
     )
-    maps = [features[name] for name in endpoint_names(features)]
+    names = _endpoints.choose("ssdlite", ENDPOINTS, features)
+    maps = [features[name] for name in names]
     for i, filters in enumerate(_extra_filters(config), 1):
         maps.append(_extra_block(maps[-1], filters, numerics, f"head_extra{i}"))
     _check_grids(maps, config)
@@ -184,35 +185,6 @@ def ssdlite(features: Mapping[str, Any], config: SSDLiteConfig) -> dict[str, Any
             flat.append(_flatten(y, boxes, columns, f"{name}_flat"))
         results[output] = layers.Concatenate(axis=1, name=f"head_{output}")(flat)
     return results
-
-
-def endpoint_names(available: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:
-    """Choose the endpoints that the head reads.
-
-    Args:
-        available: Names of the feature maps that a backbone has.
-
-    Returns:
-        Two names, of stride 16 and 32.
-
-    Raises:
-        ValueError: If neither of the two names of a map is available.
-
-    Example:
-        >>> endpoint_names(["c3", "c4", "c5", "features"])
-        ('c4', 'features')
-    """
-    chosen = []
-    for names in ENDPOINTS:
-        found = next((name for name in names if name in available), None)
-        if found is None:
-            raise ValueError(
-                f"SSDLite reads the feature map {' or '.join(map(repr, names))}. "
-                f"Received: {', '.join(map(repr, available)) or 'none'}. Build the "
-                "backbone with endpoints=(...) that hold one of them."
-            )
-        chosen.append(found)
-    return tuple(chosen)
 
 
 @functools.lru_cache(maxsize=32)
