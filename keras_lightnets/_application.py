@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keras_lightnets import _inputs, _weights
-from keras_lightnets._errors import unknown
+from keras_lightnets._errors import WeightsError, unknown
 from keras_lightnets._layout import Layout
 from keras_lightnets._spec import ModelSpec, Preprocessing
 
@@ -112,7 +112,9 @@ def make_application(spec: ModelSpec, family: Family) -> Callable[..., Any]:
             wanted, input_tensor, input_shape, fixed=include_top
         )
         if include_preprocessing:
-            x = _inputs.normalise(x, source.preprocessing if source else spec_rule(spec))
+            x = _inputs.normalise(
+                x, source.preprocessing if source else spec_rule(spec)
+            )
         maps = family.build(wanted, x, output_stride)
         top = _Top(include_top, pooling, classes, classifier_activation)
         outputs = _outputs(wanted, family, maps, top, endpoints)
@@ -214,11 +216,11 @@ def _check_top(
 ) -> None:
     if not include_top:
         return
-    if source.tag and classes != 1000:
-        raise ValueError(
-            f"The weights {source.tag!r} of {spec.function} classify 1000 classes. "
-            f"Received: classes={classes}. Use include_top=False and add a classifier "
-            "of your own, or weights=None."
+    if source.classes not in (None, classes):
+        raise WeightsError(
+            f"{source.where} classifies {source.classes} classes. Received: classes="
+            f"{classes}. Pass classes={source.classes}, or include_top=False and add a "
+            "classifier of your own, or weights=None."
         )
     if activation not in (None, "softmax"):
         raise ValueError(
@@ -244,7 +246,10 @@ def _outputs(
         x = layers.Flatten(name="top_flatten")(x)
         if spec.dropout:
             x = layers.Dropout(spec.dropout, name="top_dropout")(x)
-        x = maps["logits"] = layers.Dense(top.classes, name="top_classifier")(x)
+        classifier = layers.Dense(
+            top.classes, use_bias=spec.classifier_bias, name="top_classifier"
+        )
+        x = maps["logits"] = classifier(x)
     if endpoints is not None:
         return {key: maps[key] for key in endpoints}
     if top.include:

@@ -1,6 +1,6 @@
 """How a publisher names and lays out the tensors of a network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,3 +20,56 @@ class Layout:
     names: Callable[[Any], dict[str, str]]
     kind: str = "torch"
     top: tuple[str, ...] = ("top_classifier",)
+
+
+_EXPANDED = {
+    "expand_conv": "conv_pw",
+    "expand_bn": "bn1",
+    "dw_conv": "conv_dw",
+    "dw_bn": "bn2",
+    "project_conv": "conv_pwl",
+    "project_bn": "bn3",
+}
+_NOT_EXPANDED = {
+    "dw_conv": "conv_dw",
+    "dw_bn": "bn1",
+    "project_conv": "conv_pw",
+    "project_bn": "bn2",
+}
+_SQUEEZE = {"se_squeeze_conv": "se.conv_reduce", "se_excite_conv": "se.conv_expand"}
+
+
+def pairs(ours: str, theirs: str, parts: Mapping[str, str]) -> dict[str, str]:
+    """Join a block's parts to full names.
+
+    Args:
+        ours: Stem of the layer names here, such as "stage3_block2".
+        theirs: Publisher's prefix with its separator, such as "blocks.2.1.".
+        parts: Suffix here (without underscore) -> suffix there.
+
+    Returns:
+        {layer name here: publisher's prefix}.
+
+    Example:
+        >>> pairs("stem", "features.0.", {"conv": "0", "bn": "1"})
+        {'stem_conv': 'features.0.0', 'stem_bn': 'features.0.1'}
+    """
+    return {f"{ours}_{key}": f"{theirs}{value}" for key, value in parts.items()}
+
+
+def timm_inverted(
+    ours: str, theirs: str, expanded: bool, squeezed: bool
+) -> dict[str, str]:
+    """Name an inverted residual block as timm does.
+
+    Args:
+        ours: Stem of the layer names here, such as "stage3_block2".
+        theirs: timm's prefix, such as "blocks.2.1.".
+        expanded: Whether the block has an expansion convolution.
+        squeezed: Whether the block has squeeze-and-excite.
+
+    Returns:
+        {layer name here: prefix of timm's keys}.
+    """
+    parts = dict(_EXPANDED if expanded else _NOT_EXPANDED)
+    return pairs(ours, theirs, parts | _SQUEEZE if squeezed else parts)

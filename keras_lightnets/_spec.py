@@ -84,6 +84,8 @@ class Level:
 
 
 LEVELS = tuple(Level(name=f"c{i}", stride=2**i) for i in range(1, 6))
+# Families with a strided inverted residual also name its expanded input.
+EXPANDED_LEVELS = (*LEVELS, Level(name="c4_expand", stride=16))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,10 @@ class ModelSpec:
         padding: "same" (TensorFlow: odd pixel at bottom/right) or "symmetric".
         bn_epsilon: Added to the variance in batch normalisation.
         bn_momentum: Share of the old moving statistics kept per step (Keras sense).
+        conv_bias: Whether convolutions before a normalisation have a bias, which is
+            redundant; only where a publisher's files hold one.
         dropout: Rate before the classifier.
+        classifier_bias: Whether the classifier adds a bias.
         params: Published or counted trainable parameters, for documentation.
         top1: Published ImageNet top-1 of the paper in percent, or None.
     """
@@ -130,7 +135,9 @@ class ModelSpec:
     padding: str = "same"
     bn_epsilon: float = 1e-3
     bn_momentum: float = 0.99
+    conv_bias: bool = False
     dropout: float = 0.2
+    classifier_bias: bool = True
     top1: float | None = None
 
     def __post_init__(self) -> None:

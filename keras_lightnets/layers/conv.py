@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from keras import layers
+from keras import initializers, layers
 
 from keras_lightnets._errors import unknown
 from keras_lightnets._spec import ModelSpec
@@ -20,10 +20,6 @@ ACTIVATIONS = (
     "prelu",
     "linear",
 )
-
-# Weight initialisation of the networks' reference code: He for ReLU-like
-# activations, fan-out, as depthwise kernels have a fan-in of kernel^2 only.
-_KERNEL_INIT = "he_normal"
 
 
 def activate(x: Any, kind: str, name: str) -> Any:
@@ -66,13 +62,13 @@ def conv_bn(
     groups: int = 1,
     dilation: int = 1,
 ) -> Any:
-    """Convolve without bias and normalise: `{name}_conv`, `{name}_bn`.
+    """Convolve and normalise: `{name}_conv`, `{name}_bn`.
 
     Args:
         x: Tensor of shape (batch, height, width, channels).
         filters: Output channels.
         kernel: Kernel side, or (height, width).
-        spec: Gives padding, epsilon and momentum.
+        spec: Gives padding, epsilon, momentum, and whether there is a bias.
         name: Stem of the layers' names.
         stride: Stride in both directions.
         groups: Channel groups.
@@ -90,8 +86,8 @@ def conv_bn(
         padding=padding,
         dilation_rate=dilation,
         groups=groups,
-        use_bias=False,
-        kernel_initializer=_KERNEL_INIT,
+        use_bias=spec.conv_bias,
+        kernel_initializer=_kernel_init(),
         name=f"{name}_conv",
     )(x)
     return _norm(x, spec, name)
@@ -104,29 +100,31 @@ def depthwise_bn(
     name: str,
     stride: int = 1,
     dilation: int = 1,
+    pad: int | None = None,
 ) -> Any:
     """Convolve each channel on its own and normalise: `{name}_conv`, `{name}_bn`.
 
     Args:
         x: Tensor of shape (batch, height, width, channels).
         kernel: Kernel side, or (height, width).
-        spec: Gives padding, epsilon and momentum.
+        spec: Gives padding, epsilon, momentum, and whether there is a bias.
         name: Stem of the layers' names.
         stride: Stride in both directions.
         dilation: Dilation in both directions.
+        pad: Pixels on every side where the stride is not 1, instead of the spec's.
 
     Returns:
         Tensor with the same channels, height and width divided by the stride.
     """
     size = (kernel, kernel) if isinstance(kernel, int) else kernel
-    x, padding = pad_for(x, size, stride, dilation, spec.padding, name)
+    x, padding = pad_for(x, size, stride, dilation, spec.padding, name, pad)
     x = layers.DepthwiseConv2D(
         size,
         strides=stride,
         padding=padding,
         dilation_rate=dilation,
-        use_bias=False,
-        depthwise_initializer=_KERNEL_INIT,
+        use_bias=spec.conv_bias,
+        depthwise_initializer=_kernel_init(),
         name=f"{name}_conv",
     )(x)
     return _norm(x, spec, name)
@@ -144,21 +142,26 @@ def bias_conv(x: Any, filters: int, name: str) -> Any:
         Tensor of shape (batch, height, width, filters).
     """
     return layers.Conv2D(
-        filters, 1, kernel_initializer=_KERNEL_INIT, name=f"{name}_conv"
+        filters, 1, kernel_initializer=_kernel_init(), name=f"{name}_conv"
     )(x)
 
 
-def residual(x: Any, shortcut: Any, name: str) -> Any:
-    """Add the shortcut: `{name}_add`.
+def residual(x: Any, shortcut: Any, name: str, drop: float = 0.0) -> Any:
+    """Add the shortcut: `{name}_add`, behind `{name}_drop` where wanted.
 
     Args:
         x: Tensor.
         shortcut: Tensor of the same shape.
         name: Stem of the layer's name.
+        drop: Share of the images whose `x` is left out in training (stochastic
+            depth, https://arxiv.org/abs/1603.09382).
 
     Returns:
         Their sum.
     """
+    if drop:
+        shape = (None, 1, 1, 1)
+        x = layers.Dropout(drop, noise_shape=shape, name=f"{name}_drop")(x)
     return layers.Add(name=f"{name}_add")([shortcut, x])
 
 
@@ -173,6 +176,16 @@ def concat(tensors: list[Any], name: str) -> Any:
         Tensor with the sum of the channels.
     """
     return layers.Concatenate(name=f"{name}_concat")(tensors)
+
+
+def _kernel_init() -> Any:
+    """Return He's initialiser by fan-out, as in the networks' reference code.
+
+    By fan-in, Keras would count all channels for a depthwise kernel, although
+    each output sees only one. A new object per layer: a reused one would start
+    all kernels of one shape with the same values.
+    """
+    return initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
 def _norm(x: Any, spec: ModelSpec, name: str) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_lightnets._spec import ModelSpec
 from keras_lightnets.layers.conv import activate, conv_bn, depthwise_bn, residual
+from keras_lightnets.layers.shuffle import channel_shuffle
 from keras_lightnets.layers.squeeze import squeeze_excite
 from keras_lightnets.layers.stride import DilatedStride
 
@@ -21,6 +22,15 @@ class Bottleneck:
         act: Activation after expansion and depthwise convolution.
         squeeze: Channels inside squeeze-and-excite; 0 for none.
         gate: Gate of squeeze-and-excite.
+        squeeze_act: Activation inside squeeze-and-excite.
+        always_expand: Convolve before the depthwise convolution even where the
+            channels stay the same.
+        groups: Channel groups of both pointwise convolutions; with more than one,
+            the channels are shuffled before the depthwise convolution.
+        pad: Pixels on every side of a strided depthwise convolution, where the
+            publisher's network differs from the spec's padding.
+        skip: Whether equal shapes are joined by the shortcut.
+        drop: Share of images whose residual is dropped in training.
     """
 
     kernel: int
@@ -30,6 +40,12 @@ class Bottleneck:
     act: str
     squeeze: int = 0
     gate: str = "hard_sigmoid"
+    squeeze_act: str = "relu"
+    always_expand: bool = False
+    groups: int = 1
+    pad: int | None = None
+    skip: bool = True
+    drop: float = 0.0
 
 
 def inverted_residual(
@@ -52,16 +68,21 @@ def inverted_residual(
         Sandler et al. 2018, https://arxiv.org/abs/1801.04381.
     """
     shortcut, channels = x, x.shape[-1]
-    if block.expand != channels:
-        x = conv_bn(x, block.expand, 1, spec, f"{name}_expand")
-        x = activate(x, block.act, f"{name}_expand")
+    if block.always_expand or block.expand != channels:
+        part = f"{name}_expand"
+        x = conv_bn(x, block.expand, 1, spec, part, groups=block.groups)
+        x = activate(x, block.act, part)
     expanded = x
+    if block.groups > 1:
+        x = channel_shuffle(x, block.groups, name)
     step, dilation = stride.step(block.stride)
-    x = depthwise_bn(x, block.kernel, spec, f"{name}_dw", step, dilation)
-    x = activate(x, block.act, f"{name}_dw")
+    part = f"{name}_dw"
+    x = depthwise_bn(x, block.kernel, spec, part, step, dilation, block.pad)
+    x = activate(x, block.act, part)
     if block.squeeze:
-        x = squeeze_excite(x, block.squeeze, f"{name}_se", gate=block.gate)
-    x = conv_bn(x, block.out, 1, spec, f"{name}_project")
-    if block.stride == 1 and channels == block.out:
-        x = residual(x, shortcut, name)
+        act, gate = block.squeeze_act, block.gate
+        x = squeeze_excite(x, block.squeeze, f"{name}_se", act=act, gate=gate)
+    x = conv_bn(x, block.out, 1, spec, f"{name}_project", groups=block.groups)
+    if block.skip and block.stride == 1 and channels == block.out:
+        x = residual(x, shortcut, name, block.drop)
     return x, expanded

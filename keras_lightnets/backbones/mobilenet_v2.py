@@ -1,0 +1,326 @@
+"""MobileNetV2: inverted residuals with linear bottlenecks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from keras_lightnets import layers
+from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._channels import make_divisible
+from keras_lightnets._inputs import decode_predictions
+from keras_lightnets._layout import Layout, pairs, timm_inverted
+from keras_lightnets._spec import (
+    EXPANDED_LEVELS,
+    IMAGENET,
+    INCEPTION,
+    ModelSpec,
+    Preprocessing,
+    Weights,
+)
+
+__all__ = [
+    "MobileNetV2",
+    "MobileNetV2W035",
+    "MobileNetV2W050",
+    "MobileNetV2W075",
+    "MobileNetV2W140",
+    "decode_predictions",
+    "preprocess_input",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the paper's table 2: t, c, n, s (before the width)."""
+
+    stage: int
+    ratio: int
+    out: int
+    repeat: int
+    stride: int
+
+
+# fmt: off
+ROWS = (
+    #   stage ratio  out repeat stride
+    Row(1,    1,      16, 1,    1),
+    Row(2,    6,      24, 2,    2),
+    Row(3,    6,      32, 3,    2),
+    Row(4,    6,      64, 4,    2),
+    Row(4,    6,      96, 3,    1),
+    Row(5,    6,     160, 3,    2),
+    Row(5,    6,     320, 1,    1),
+)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileNetV2Spec(ModelSpec):
+    """A MobileNetV2.
+
+    Attributes:
+        stem: Channels of the stem.
+        top: Channels of the last convolution, multiplied only by widths above 1.
+        act: Activation.
+        expand_first: Whether the first block, which does not widen, has an
+            expansion convolution all the same.
+    """
+
+    rows: tuple[Row, ...] = ROWS
+    levels: tuple[Any, ...] = EXPANDED_LEVELS
+    reference: str = (
+        "Sandler et al. 2018, MobileNetV2, https://arxiv.org/abs/1801.04381"
+    )
+    stem: int = 32
+    top: int = 1280
+    act: str = "relu6"
+    expand_first: bool = False
+
+
+TORCH = (("padding", "symmetric"), ("bn_epsilon", 1e-5))
+TORCHVISION = Preprocessing(
+    mean=IMAGENET.mean, std=IMAGENET.std, interpolation="bilinear"
+)
+# The second recipe evaluates on a 224 crop of a shortest side of 232.
+TORCHVISION_V2 = Preprocessing(
+    mean=IMAGENET.mean, std=IMAGENET.std, crop=224 / 232, interpolation="bilinear"
+)
+
+
+def _torchvision_weights(
+    tag: str, sha256: str, rule: Preprocessing, top1: float
+) -> Weights:
+    return Weights(
+        tag=tag,
+        url=f"https://download.pytorch.org/models/mobilenet_v2-{sha256}.pth",
+        hash=f"sha256:{sha256}",
+        format="pth",
+        layout="torchvision",
+        licence="BSD-3-Clause",
+        preprocessing=rule,
+        changes=TORCH,
+        top1=top1,
+        source="torchvision",
+    )
+
+
+def _timm_weights(tag: str, file: str, top1: float) -> Weights:
+    host = "https://github.com/rwightman/pytorch-image-models/releases/download"
+    return Weights(
+        tag=tag,
+        url=f"{host}/v0.1-weights/{file}.pth",
+        hash=f"sha256:{file[-8:]}",
+        format="pth",
+        layout="timm",
+        licence="Apache-2.0",
+        preprocessing=IMAGENET,
+        changes=TORCH,
+        top1=top1,
+        source="timm, trained by Ross Wightman",
+    )
+
+
+def _keras_weights(width: float) -> Weights:
+    host = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2"
+    stem = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels"
+    return Weights(
+        tag="keras_in1k",
+        url=f"{host}/{stem}_{width}_224.h5",
+        format="h5",
+        layout="keras",
+        licence="Apache-2.0",
+        preprocessing=INCEPTION,
+        source="keras.applications, converted from the authors' checkpoint",
+    )
+
+
+PYTORCHCV_WEIGHTS = Weights(
+    tag="pytorchcv_in1k",
+    url=(
+        "https://github.com/osmr/imgclsmob/releases/download/v0.0.213/"
+        "mobilenetv2_w1-0887-13a021bc.pth.zip"
+    ),
+    hash="sha1:13a021bca5b679b76156829743f7182da42e8bb6",
+    format="pth.zip",
+    layout="pytorchcv",
+    licence="MIT",
+    preprocessing=IMAGENET,
+    changes=(*TORCH, ("expand_first", True), ("classifier_bias", False)),
+    source="pytorchcv (osmr/imgclsmob)",
+)
+
+SPECS = (
+    MobileNetV2Spec(
+        name="mobilenet_v2",
+        function="MobileNetV2",
+        top1=72.0,
+        weights=(
+            _torchvision_weights("torchvision_v1", "b0353104", TORCHVISION, 71.878),
+            _torchvision_weights("torchvision_v2", "7ebf99e0", TORCHVISION_V2, 72.154),
+            _timm_weights("ra_in1k", "mobilenetv2_100_ra-b33bc2c4", 72.976),
+            _keras_weights(1.0),
+            PYTORCHCV_WEIGHTS,
+        ),
+    ),
+    MobileNetV2Spec(
+        name="mobilenet_v2_140",
+        function="MobileNetV2W140",
+        width=1.4,
+        top1=74.7,
+        weights=(
+            _timm_weights("ra_in1k", "mobilenetv2_140_ra-21a4e913", 76.52),
+            _keras_weights(1.4),
+        ),
+    ),
+    MobileNetV2Spec(
+        name="mobilenet_v2_075",
+        function="MobileNetV2W075",
+        width=0.75,
+        top1=69.8,
+        weights=(_keras_weights(0.75),),
+    ),
+    MobileNetV2Spec(
+        name="mobilenet_v2_050",
+        function="MobileNetV2W050",
+        width=0.5,
+        top1=65.4,
+        weights=(
+            _timm_weights("lamb_in1k", "mobilenetv2_050-3d30d450", 65.95),
+            _keras_weights(0.5),
+        ),
+    ),
+    MobileNetV2Spec(
+        name="mobilenet_v2_035",
+        function="MobileNetV2W035",
+        width=0.35,
+        top1=60.3,
+        weights=(_keras_weights(0.35),),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block: its row, place and channels."""
+
+    row: Row
+    index: int
+    repeat: int
+    name: str
+    channels: int
+    out: int
+    expanded: bool
+
+    @property
+    def stride(self) -> int:
+        return self.row.stride if self.repeat == 0 else 1
+
+
+def build(spec: MobileNetV2Spec, x: Any, output_stride: int) -> dict[str, Any]:
+    """Build the feature maps: c1..c5, c4_expand and "features" (1280 channels)."""
+    stride = layers.DilatedStride(output_stride)
+    step, _ = stride.step(2)
+    stem = make_divisible(spec.stem * spec.width, spec.divisor)
+    x = layers.conv_bn(x, stem, 3, spec, "stem", stride=step)
+    x = layers.activate(x, spec.act, "stem")
+    maps: dict[str, Any] = {}
+    for block in _blocks(spec):
+        sizes = layers.Bottleneck(
+            kernel=3,
+            expand=block.channels * block.row.ratio,
+            out=block.out,
+            stride=block.stride,
+            act=spec.act,
+            always_expand=block.expanded,
+        )
+        x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
+        maps[f"c{block.row.stage}"] = x
+        if block.row.stage == 5:
+            maps.setdefault("c4_expand", expanded)
+    top = make_divisible(spec.top * max(1.0, spec.width), spec.divisor)
+    x = layers.conv_bn(x, top, 1, spec, "top")
+    return {**maps, "features": layers.activate(x, spec.act, "top")}
+
+
+def _blocks(spec: MobileNetV2Spec) -> list[_Block]:
+    blocks: list[_Block] = []
+    channels = make_divisible(spec.stem * spec.width, spec.divisor)
+    for index, row in enumerate(spec.rows):
+        out = make_divisible(row.out * spec.width, spec.divisor)
+        for repeat in range(row.repeat):
+            number = 1 + sum(b.row.stage == row.stage for b in blocks)
+            blocks.append(
+                _Block(
+                    row=row,
+                    index=index,
+                    repeat=repeat,
+                    name=f"stage{row.stage}_block{number}",
+                    channels=channels,
+                    out=out,
+                    expanded=row.ratio != 1 or spec.expand_first,
+                )
+            )
+            channels = out
+    return blocks
+
+
+def _timm(spec: MobileNetV2Spec) -> dict[str, str]:
+    names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
+    for block in _blocks(spec):
+        theirs = f"blocks.{block.index}.{block.repeat}."
+        names |= timm_inverted(block.name, theirs, block.expanded, squeezed=False)
+    names |= {"top_conv": "conv_head", "top_bn": "bn2"}
+    return names | {"top_classifier": "classifier"}
+
+
+def _torchvision(spec: MobileNetV2Spec) -> dict[str, str]:
+    names = pairs("stem", "features.0.", {"conv": "0", "bn": "1"})
+    blocks = _blocks(spec)
+    for i, block in enumerate(blocks, start=1):
+        parts = {"expand_conv": "0.0", "expand_bn": "0.1"} if block.expanded else {}
+        k = int(block.expanded)
+        parts |= {"dw_conv": f"{k}.0", "dw_bn": f"{k}.1"}
+        parts |= {"project_conv": f"{k + 1}", "project_bn": f"{k + 2}"}
+        names |= pairs(block.name, f"features.{i}.conv.", parts)
+    names |= pairs("top", f"features.{len(blocks) + 1}.", {"conv": "0", "bn": "1"})
+    return names | {"top_classifier": "classifier.1"}
+
+
+def _pytorchcv(spec: MobileNetV2Spec) -> dict[str, str]:
+    names = pairs("stem", "features.init_block.", {"conv": "conv", "bn": "bn"})
+    for block in _blocks(spec):
+        parts = ("expand", "dw", "project") if block.expanded else ("dw", "project")
+        stage, number = block.name.replace("block", "unit").split("_")
+        for part in parts:
+            i = 1 + ("expand", "dw", "project").index(part)
+            theirs = f"features.{stage}.{number}.conv{i}."
+            names |= pairs(f"{block.name}_{part}", theirs, {"conv": "conv", "bn": "bn"})
+    names |= pairs("top", "features.final_block.", {"conv": "conv", "bn": "bn"})
+    return names | {"top_classifier": "output"}
+
+
+def _keras(spec: MobileNetV2Spec) -> dict[str, str]:
+    names = {"stem_conv": "Conv1", "stem_bn": "bn_Conv1"}
+    for i, block in enumerate(_blocks(spec)):
+        parts = {"expand_conv": "expand", "expand_bn": "expand_BN"}
+        parts = parts if block.expanded else {}
+        parts |= {"dw_conv": "depthwise", "dw_bn": "depthwise_BN"}
+        parts |= {"project_conv": "project", "project_bn": "project_BN"}
+        names |= pairs(block.name, f"block_{i}_" if i else "expanded_conv_", parts)
+    names |= {"top_conv": "Conv_1", "top_bn": "Conv_1_bn"}
+    return names | {"top_classifier": "predictions"}
+
+
+LAYOUTS = {
+    "torchvision": Layout(names=_torchvision),
+    "timm": Layout(names=_timm),
+    "keras": Layout(names=_keras, kind="keras"),
+    "pytorchcv": Layout(names=_pytorchcv),
+}
+FAMILY = Family(specs=SPECS, build=build, layouts=LAYOUTS)
+
+MobileNetV2 = make_application(SPECS[0], FAMILY)
+MobileNetV2W140 = make_application(SPECS[1], FAMILY)
+MobileNetV2W075 = make_application(SPECS[2], FAMILY)
+MobileNetV2W050 = make_application(SPECS[3], FAMILY)
+MobileNetV2W035 = make_application(SPECS[4], FAMILY)
+preprocess_input = make_preprocess(SPECS)
