@@ -97,11 +97,13 @@ class Report:
         problems: In the order of `KINDS`.
         images: Images listed.
         annotations: Annotations listed.
+        source: The annotation file; several are joined by commas.
     """
 
     problems: tuple[Problem, ...]
     images: int
     annotations: int
+    source: str = ""
 
     @property
     def fatal(self) -> tuple[Problem, ...]:
@@ -137,6 +139,7 @@ class Report:
             Lines: a summary, then each kind with its count, action and examples.
         """
         size = f"{self.images} images and {self.annotations} annotations"
+        size += f" ({self.source})" if self.source else ""
         if not self.problems:
             return f"No problem in {size}."
         lines = [
@@ -161,6 +164,7 @@ class Report:
             for p in self.problems
         ]
         return {
+            "source": self.source,
             "images": self.images,
             "annotations": self.annotations,
             "fatal": len(self.fatal),
@@ -170,7 +174,10 @@ class Report:
 
 
 def make_report(
-    found: Iterable[Problem], size: tuple[int, int], strict: bool = False
+    found: Iterable[Problem],
+    size: tuple[int, int],
+    strict: bool = False,
+    source: str = "",
 ) -> Report:
     """Sort problems into a report.
 
@@ -178,31 +185,49 @@ def make_report(
         found: Problems in any order; their `fatal` is set here.
         size: Number of images and of annotations listed.
         strict: Whether every problem is fatal.
+        source: The annotation file.
 
     Returns:
         The report.
     """
-    order = {name: i for i, name in enumerate(KINDS)}
     problems = []
     for problem in found:
         if problem.kind not in KINDS:
             raise unknown("kind of problem", problem.kind, KINDS)
         fatal = strict or KINDS[problem.kind].action is None
         problems.append(dataclasses.replace(problem, fatal=fatal))
-    problems.sort(key=lambda p: order[p.kind])
-    return Report(tuple(problems), *size)
+    return Report(_sorted(problems), *size, source)
 
 
 def merge(reports: Sequence[Report]) -> Report:
-    """Join the reports of several data sets, such as train and val, into one."""
-    order = {name: i for i, name in enumerate(KINDS)}
-    problems = [p for report in reports for p in report.problems]
-    problems.sort(key=lambda p: order[p.kind])
+    """Join the reports of several data sets, such as train and val, into one.
+
+    Args:
+        reports: One report per data set.
+
+    Returns:
+        A report whose problems name their annotation file. Its `left_out` holds
+        pairs of that file and an image id.
+    """
+    problems = []
+    for report in reports:
+        for problem in report.problems:
+            named = problem.where.startswith(report.source)
+            where = problem.where if named else f"{report.source}: {problem.where}"
+            number = problem.image_id
+            pair = None if number is None else (report.source, number)
+            problems.append(dataclasses.replace(problem, where=where, image_id=pair))
     return Report(
-        tuple(problems),
-        sum(r.images for r in reports),
-        sum(r.annotations for r in reports),
+        _sorted(problems),
+        sum(report.images for report in reports),
+        sum(report.annotations for report in reports),
+        ", ".join(report.source for report in reports),
     )
+
+
+def _sorted(problems: list[Problem]) -> tuple[Problem, ...]:
+    order = list(KINDS)
+    return tuple(sorted(problems, key=lambda problem: order.index(problem.kind)))
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ class CocoDataset:
         if self.records and all(r.image_id in bad for r in self.records):
             text = f"none of {len(self.records)} images in {self.images_dir} is usable"
             found.append(Problem("no_images", str(self.annotations), text))
-        return checks.make_report(found, self._listed, strict)
+        source = str(self.annotations)
+        return checks.make_report(found, self._listed, strict, source)
 
     def without(self, image_ids: frozenset[Any] | set[Any]) -> "CocoDataset":
         """Return the data set less some images, as `report.left_out` names them."""
@@ -207,7 +208,9 @@ def open_coco(
     try:
         dataset = CocoDataset(images_dir, annotations)
     except DatasetError as error:
-        return None, error.report
+        first = error.report
+        size = (first.images, first.annotations)
+        return None, checks.make_report(first.problems, size, strict, first.source)
     report = dataset.check(strict, decode)
     return dataset.without(report.left_out), report
 

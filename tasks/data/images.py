@@ -194,6 +194,9 @@ def read_header(data: bytes, path: Any = "image") -> Header:
         reason = "no image format is recognised"
         if not isinstance(error, Image.UnidentifiedImageError):
             reason = str(error) or type(error).__name__
+        if data[:2] == _JPEG and not _ends_well(data):
+            text = f"the file ends inside its header ({len(data)} bytes)"
+            raise ImageError("truncated_image", path, text) from error
         raise ImageError("unreadable_image", path, reason) from error
     if turned:
         width, height = height, width
