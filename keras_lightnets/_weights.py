@@ -31,7 +31,8 @@ class Source:
         preprocessing: Input normalisation the weights were trained with.
         classes: Number of classes of the file's classifier, None without one.
         tensors: "layer/variable" -> array, in Keras's orientation.
-        order: Layers of the whole network with weights, in building order.
+        order: Layers of the whole network with weights, in building order; empty
+            where the family names none.
         top: Layers that exist only with the classifier.
         where: File or tag, for messages.
         config: Model config of a .keras file, or None.
@@ -192,13 +193,7 @@ def _published(
     spec: ModelSpec, layouts: Mapping[str, Layout], entry: Weights
 ) -> Source:
     path = download.obtain(entry)
-    found = [c for c in convert.candidates(spec, layouts) if c.layout == entry.layout]
-    if not found:
-        raise WeightsError(
-            f"The weights {entry.tag!r} of {spec.function} name the layout "
-            f"{entry.layout!r}; the family has {', '.join(layouts) or 'none'}."
-        )
-    candidate = found[0]
+    candidate = convert.published(spec, layouts, entry)
     key = store.key_of(readers.digest(path), spec, candidate, entry.class_offset)
     tensors = store.cached(key)
     if tensors is None:
@@ -222,41 +217,45 @@ def _from_file(
 ) -> Source:
     checkpoint = readers.read(path)
     found = convert.candidates(spec, layouts)
-    candidate = convert.recognise(checkpoint, found, path, spec.function)
-    entry = _entry_of(spec, candidate.layout, path)
+    ways = convert.recognise(checkpoint, found, path, spec.function)
+    candidate = ways[0] if not ways[0].layout else _closest(ways, path)
+    entry = candidate.entry if candidate.layout else None
     offset = entry.class_offset if entry else 0
     if offset and convert.classes_in(checkpoint, candidate) != 1000 + offset:
         offset = 0
     tensors = convert.convert(checkpoint, candidate, offset, path)
-    changes = dict(entry.changes) if entry else {}
-    rule = entry.preprocessing if entry else spec.preprocessing
-    if not candidate.layout:
-        changes, rule = numerics.of_own_file(spec, checkpoint, rule)
+    if candidate.layout:
+        numerics_of = entry or layouts[candidate.layout]
+        changes = dict(numerics_of.changes)
+        rule = numerics_of.preprocessing or spec.preprocessing
+    else:
+        entries = [way.entry for way in ways]
+        changes, rule = numerics.of_own_file(spec, checkpoint, entries)
     return Source(
         tag=entry.tag if entry else "",
         changes=changes,
         preprocessing=rule,
         classes=_classes(tensors),
         tensors=tensors,
-        order=tuple(candidate.names),
+        order=tuple(candidate.names) if layouts else (),
         top=candidate.top,
         where=str(path),
         config=None if candidate.layout else checkpoint.config,
     )
 
 
-def _entry_of(spec: ModelSpec, layout: str, path: pathlib.Path) -> Weights | None:
-    """Return the published set a file is, or else the first of its layout."""
-    same = [entry for entry in spec.weights if layout and entry.layout == layout]
-    for entry in same:
-        names = {download.file_name(url) for url in entry.url.split(" | ")}
-        if path.name in names:
-            return entry
-    for entry in same[1:]:
-        if entry.hash and " | " not in entry.hash:
+def _closest(ways: list[convert.Candidate], path: pathlib.Path) -> convert.Candidate:
+    """Return the way whose published file this is, or else the first."""
+    entries = [(way, way.entry) for way in ways if way.entry is not None]
+    for way, entry in entries:
+        urls = entry.url.split(" | ")
+        if path.name in {download.file_name(url) for url in urls}:
+            return way
+    for way, entry in entries:
+        if len(entries) > 1 and entry.hash and " | " not in entry.hash:
             if not download.mismatch(path, entry.hash):
-                return entry
-    return same[0] if same else None
+                return way
+    return ways[0]
 
 
 def _classes(tensors: Mapping[str, np.ndarray]) -> int | None:
@@ -293,7 +292,7 @@ def _left_over(source: Source, present: set[str], used: set[str]) -> list[str]:
         if key in used:
             continue
         known = layer in source.order
-        behind = known and blocks.index(_block(layer)) >= last
+        behind = not source.order or known and blocks.index(_block(layer)) >= last
         if layer in present or whole or not (behind or layer in source.top):
             extra.append(key)
     return extra

@@ -9,6 +9,7 @@ import numpy as np
 from keras_lightnets._checkpoints.readers import Checkpoint
 from keras_lightnets._errors import WeightsError
 from keras_lightnets._layout import Layout
+from keras_lightnets._spec import ModelSpec, Weights
 
 CLASSIFIER = "top_classifier"
 
@@ -16,6 +17,8 @@ CLASSIFIER = "top_classifier"
 _IGNORED = frozenset(
     ("num_batches_tracked", "total_ops", "total_params", "_extra_state")
 )
+# keras.applications normalises in the graph: its statistics are the preprocessing.
+_STATISTICS = {"mean", "variance", "count"}
 _NORM = {
     "weight": "gamma",
     "bias": "beta",
@@ -33,30 +36,69 @@ class Candidate:
         names: Layer name here -> the file's prefix.
         top: Layers that a file without the classifier lacks.
         slashed: Whether the file's keys are "layer/variable".
+        entry: Published set whose numerics hold, or None for the spec's own.
     """
 
     layout: str
     names: dict[str, str]
     top: tuple[str, ...]
     slashed: bool
+    entry: Weights | None = None
+
+    @property
+    def label(self) -> str:
+        """The layout's name, for messages."""
+        return repr(self.layout) if self.layout else "own names"
 
 
-def candidates(spec: Any, layouts: Mapping[str, Layout]) -> list[Candidate]:
+def published(
+    spec: ModelSpec, layouts: Mapping[str, Layout], entry: Weights
+) -> Candidate:
+    """Return the way to read a published file.
+
+    Args:
+        spec: The network.
+        layouts: The family's layouts.
+        entry: The published set; the names are those of its variant of the spec.
+
+    Returns:
+        The candidate.
+
+    Raises:
+        WeightsError: If the family has no such layout.
+    """
+    layout = layouts.get(entry.layout)
+    if layout is None:
+        raise WeightsError(
+            f"The weights {entry.tag!r} of {spec.function} name the layout "
+            f"{entry.layout!r}; the family has {', '.join(layouts) or 'none'}."
+        )
+    names = layout.names(spec.replace(**dict(entry.changes)))
+    return Candidate(entry.layout, names, layout.top, layout.kind == "keras", entry)
+
+
+def candidates(spec: ModelSpec, layouts: Mapping[str, Layout]) -> list[Candidate]:
     """Return every way to read a file for this spec, our own names first.
 
-    The order of the rest is that of the spec's weights, then of the layouts.
+    The rest follows the order of the spec's weights, then that of the layouts
+    that no weights use, read with the layout's own numerics.
     """
-    order = [w.layout for w in spec.weights if w.layout in layouts]
-    found: list[Candidate] = []
-    for name in dict.fromkeys([*order, *layouts]):
-        layout = layouts[name]
-        prefixes = layout.names(spec)
-        slashed = layout.kind == "keras"
-        found.append(Candidate(name, prefixes, layout.top, slashed))
-        if len(found) == 1:
-            own = {layer: layer for layer in prefixes}
-            found.insert(0, Candidate("", own, layout.top, True))
-    return found
+    theirs = [published(spec, layouts, entry) for entry in spec.weights]
+    used = {candidate.layout for candidate in theirs}
+    plain = [
+        Candidate(
+            name,
+            layout.names(spec.replace(**dict(layout.changes))),
+            layout.top,
+            layout.kind == "keras",
+        )
+        for name, layout in layouts.items()
+    ]
+    own = [
+        dataclasses.replace(c, layout="", slashed=True, names={k: k for k in c.names})
+        for c in [*plain[:1], *theirs]
+    ]
+    return [*own, *theirs, *(c for c in plain if c.layout not in used)]
 
 
 def prefixes_of(checkpoint: Checkpoint) -> dict[str, dict[str, np.ndarray]]:
@@ -67,13 +109,13 @@ def prefixes_of(checkpoint: Checkpoint) -> dict[str, dict[str, np.ndarray]]:
         prefix, _, variable = key.rpartition(mark)
         if variable not in _IGNORED:
             groups.setdefault(prefix, {})[variable] = value
-    return groups
+    return {p: v for p, v in groups.items() if not v.keys() <= _STATISTICS}
 
 
 def recognise(
     checkpoint: Checkpoint, found: list[Candidate], where: Any, function: str
-) -> Candidate:
-    """Return the way to read this file.
+) -> list[Candidate]:
+    """Return the ways to read this file.
 
     Args:
         checkpoint: The file's tensors.
@@ -82,21 +124,26 @@ def recognise(
         function: The network, for the message.
 
     Returns:
-        The candidate whose prefixes are the file's, or are with the classifier.
+        The candidates of one layout whose prefixes are the file's, the classifier
+        aside; at least one.
+
+    A family without layouts has no list of names; its own files are then taken as
+    they are and compared with the model when it is loaded.
 
     Raises:
-        WeightsError: If none is; the closest one's differences are listed.
+        WeightsError: If none fits; the closest one's differences are listed.
     """
-    have = set(prefixes_of(checkpoint))
+    groups = prefixes_of(checkpoint)
+    if not found and checkpoint.slashed:
+        return [Candidate("", {name: name for name in groups}, (CLASSIFIER,), True)]
+    have = set(groups)
     fitting = [c for c in found if c.slashed == checkpoint.slashed]
-    for candidate in fitting:
-        need = set(candidate.names.values())
-        top = {p for name, p in candidate.names.items() if name in candidate.top}
-        if have == need or have == need - top:
-            return candidate
-        if not candidate.layout and have and have < need:
-            return candidate
-    tried = ", ".join(_label(c) for c in found) or "none"
+    exact = [c for c in fitting if _is_whole(c, have)]
+    partial = [c for c in fitting if not c.layout and have < set(c.names.values())]
+    for same in (exact, partial):
+        if same:
+            return [c for c in same if c.layout == same[0].layout]
+    tried = ", ".join(dict.fromkeys(c.label for c in found)) or "none"
     text = f"{where} is not a checkpoint of {function}. Layouts tried: {tried}."
     if not fitting:
         keys = ", ".join(list(checkpoint.tensors)[:3])
@@ -104,15 +151,17 @@ def recognise(
     best = max(fitting, key=lambda c: _share(have, set(c.names.values())))
     need = set(best.names.values())
     raise WeightsError(
-        f"{text} Closest: {_label(best)}, of which the file lacks "
+        f"{text} Closest: {best.label}, of which the file lacks "
         f"{some(p for p in best.names.values() if p not in have)} and has in addition "
-        f"{some(p for p in prefixes_of(checkpoint) if p not in need)}. Build the "
+        f"{some(p for p in groups if p not in need)}. Build the "
         "variant the file was made from, or load it with that network's function."
     )
 
 
-def _label(candidate: Candidate) -> str:
-    return f"{candidate.layout!r}" if candidate.layout else "own names"
+def _is_whole(candidate: Candidate, have: set[str]) -> bool:
+    need = set(candidate.names.values())
+    top = {p for name, p in candidate.names.items() if name in candidate.top}
+    return have in (need, need - top)
 
 
 def _share(have: set[str], need: set[str]) -> float:
@@ -156,7 +205,7 @@ def convert(
     extra = [prefix for prefix in groups if prefix not in wanted]
     if missing or extra:
         raise WeightsError(
-            f"{where} does not hold the network it should ({_label(candidate)}): it "
+            f"{where} does not hold the network it should ({candidate.label}): it "
             f"lacks {some(missing)} and has in addition {some(extra)}."
         )
     result: dict[str, np.ndarray] = {}

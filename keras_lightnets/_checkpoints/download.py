@@ -40,6 +40,7 @@ _PASSING_ERRORS = (
     urllib.error.URLError,
 )
 _LEAST_HASH = 6
+_ALGORITHMS = ("sha256", "sha1", "md5")
 
 _log = logging.getLogger("keras_lightnets")
 
@@ -102,9 +103,9 @@ def mismatch(path: pathlib.Path, expected: str) -> str:
 
     Args:
         path: The file.
-        expected: "sha256:HEX" or "sha1:HEX", in full or the published prefix;
-            empty where the publisher gives none. The hash of the checkpoint in a
-            .pth.zip counts too.
+        expected: "sha256:HEX", "sha1:HEX" or "md5:HEX", in full or the published
+            prefix; empty where the publisher gives none. The hash of the checkpoint
+            in a .pth.zip counts too.
 
     Returns:
         What is wrong, or "".
@@ -115,12 +116,12 @@ def mismatch(path: pathlib.Path, expected: str) -> str:
     if not expected:
         return ""
     algorithm, _, wanted = expected.lower().partition(":")
-    if algorithm not in ("sha256", "sha1") or not re.fullmatch(
+    if algorithm not in _ALGORITHMS or not re.fullmatch(
         f"[0-9a-f]{{{_LEAST_HASH},}}", wanted
     ):
         raise WeightsError(
-            f"The published hash {expected!r} is malformed; it must be 'sha256:HEX' "
-            f"or 'sha1:HEX' with at least {_LEAST_HASH} digits."
+            f"The published hash {expected!r} is malformed; it must be 'sha256:HEX', "
+            f"'sha1:HEX' or 'md5:HEX' with at least {_LEAST_HASH} digits."
         )
     found = readers.digest(path, algorithm)
     if found.startswith(wanted):

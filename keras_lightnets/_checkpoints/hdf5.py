@@ -16,6 +16,7 @@ _VARIABLES = {
     "layer_normalization": ("gamma", "beta"),
     "group_normalization": ("gamma", "beta"),
     "p_re_lu": ("alpha",),
+    "normalization": ("mean", "variance", "count"),
 }
 _KERNEL = ("kernel", "bias")
 _SAME = {"depthwise_kernel": "kernel"}

@@ -9,7 +9,7 @@ import numpy as np
 from keras_lightnets._checkpoints.convert import some
 from keras_lightnets._checkpoints.readers import Checkpoint
 from keras_lightnets._errors import WeightsError
-from keras_lightnets._spec import ModelSpec, Preprocessing
+from keras_lightnets._spec import ModelSpec, Preprocessing, Weights
 
 _NOTES = "keras_lightnets"
 _COMPARED = ("activation", "epsilon", "max_value", "negative_slope")
@@ -28,7 +28,7 @@ def notes(config: dict[str, Any]) -> dict[str, str]:
 
 
 def of_own_file(
-    spec: ModelSpec, checkpoint: Checkpoint, rule: Preprocessing
+    spec: ModelSpec, checkpoint: Checkpoint, entries: list[Weights | None]
 ) -> tuple[dict[str, Any], Preprocessing]:
     """Return the numerics with which a file in our own names was trained.
 
@@ -39,7 +39,8 @@ def of_own_file(
     Args:
         spec: The network.
         checkpoint: The file.
-        rule: Normalisation where the file says nothing.
+        entries: Published sets whose variant has the file's layers; None stands
+            for the spec itself.
 
     Returns:
         (changes of the spec, normalisation).
@@ -52,7 +53,7 @@ def of_own_file(
         facts = {"padding": _padding(checkpoint.layers)}
     else:
         facts = {}
-    changes, rule = _nearest(spec, facts, rule)
+    changes, rule = _nearest(spec, facts, entries)
     for field in ("padding", "bn_epsilon", "bn_momentum"):
         if field in facts:
             changes[field] = facts[field]
@@ -97,20 +98,20 @@ def check_config(model: Any, config: dict[str, Any] | None, where: str) -> None:
 
 
 def _nearest(
-    spec: ModelSpec, facts: dict[str, Any], rule: Preprocessing
+    spec: ModelSpec, facts: dict[str, Any], entries: list[Weights | None]
 ) -> tuple[dict[str, Any], Preprocessing]:
-    """Return the numerics of the default or of a published set that agree."""
-    ways = [({}, rule), *((dict(w.changes), w.preprocessing) for w in spec.weights)]
-    compared = [key for key in ("padding", "bn_epsilon") if key in facts]
-    for changes, own in ways:
-        if all(
-            np.isclose(changes.get(key, getattr(spec, key)), facts[key])
-            if key == "bn_epsilon"
-            else changes.get(key, getattr(spec, key)) == facts[key]
-            for key in compared
-        ):
-            return changes, own
-    return {}, rule
+    """Return the numerics of the first entry that agrees with the facts."""
+    ways = [
+        (dict(e.changes), e.preprocessing) if e else ({}, spec.preprocessing)
+        for e in entries
+    ]
+    for changes, rule in ways:
+        own = spec.replace(**changes)
+        padding = facts.get("padding", own.padding)
+        epsilon = facts.get("bn_epsilon", own.bn_epsilon)
+        if own.padding == padding and np.isclose(own.bn_epsilon, epsilon):
+            return dict(changes), rule
+    return dict(ways[0][0]), ways[0][1]
 
 
 def _parsed(text: str) -> dict[str, Any]:

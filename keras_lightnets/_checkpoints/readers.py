@@ -85,6 +85,8 @@ def read(path: pathlib.Path) -> Checkpoint:
         ) from None
     except (OSError, MemoryError) as error:
         raise WeightsError(f"Cannot read the weights in {path}: {error}.") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise WeightsError(f"The weights in {path} are damaged: {error!r}.") from error
     if not checkpoint.tensors:
         raise WeightsError(f"{path} holds no tensors.")
     return checkpoint

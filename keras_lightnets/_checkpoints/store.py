@@ -35,7 +35,7 @@ def write(
     """
     from safetensors.numpy import save
 
-    solid = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+    solid = {key: np.asarray(value, order="C") for key, value in tensors.items()}
     temporary = ""
     try:
         data = save(solid, metadata=notes)
