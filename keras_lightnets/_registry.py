@@ -9,7 +9,9 @@ from keras_lightnets._errors import unknown
 from keras_lightnets._spec import ModelSpec
 
 FAMILIES = (
+    "efficientnet",
     "efficientnet_lite",
+    "efficientnet_v2",
     "ghostnet",
     "mobilenet_v1",
     "mobilenet_v2",

@@ -11,6 +11,8 @@ _MODULES = {
     "BatchNormalization": "norm",
     "Bottleneck": "inverted",
     "activate": "conv",
+    "channel_shuffle": "shuffle",
+    "fused_residual": "fused",
     "bias_conv": "conv",
     "concat": "conv",
     "conv_bn": "conv",

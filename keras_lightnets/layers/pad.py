@@ -6,7 +6,13 @@ from keras import layers
 
 
 def pad_for(
-    x: Any, kernel: tuple[int, int], stride: int, dilation: int, padding: str, name: str
+    x: Any,
+    kernel: tuple[int, int],
+    stride: int,
+    dilation: int,
+    padding: str,
+    name: str,
+    pad: int | None = None,
 ) -> tuple[Any, str]:
     """Pad for a convolution and say which padding the convolution must use.
 
@@ -21,11 +27,16 @@ def pad_for(
         dilation: Dilation of the convolution.
         padding: "same" or "symmetric".
         name: Stem of the layer's name; "_pad" is appended.
+        pad: Pixels on every side of a strided convolution, instead of the rule.
 
     Returns:
         The tensor to convolve and "same" or "valid".
     """
-    if padding == "same" or stride == 1 or max(kernel) == 1:
+    if stride == 1 or max(kernel) == 1 or (padding == "same" and pad is None):
         return x, "same"
     rows, cols = ((size - 1) * dilation // 2 for size in kernel)
+    if pad is not None:
+        rows = cols = pad
+    if rows == cols == 0:
+        return x, "valid"
     return layers.ZeroPadding2D((rows, cols), name=f"{name}_pad")(x), "valid"
