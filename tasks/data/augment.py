@@ -201,17 +201,17 @@ def _build(ops: tuple[Op, ...], boxes: bool) -> Any:
 
 @functools.cache
 def _iou_crop_class() -> type:
-    library = _albumentations()
+    base: Any = _albumentations().BBoxSafeRandomCrop
 
-    class IoUCrop(library.BBoxSafeRandomCrop):
+    class IoUCrop(base):
         """Crops a patch that overlaps an object by a drawn amount."""
 
         def get_params_dependent_on_data(
             self, params: dict[str, Any], data: dict[str, Any]
         ) -> dict[str, Any]:
             height, width = params["shape"][:2]
-            boxes = np.asarray(data.get("bboxes", ()), np.float32)
-            scaled = boxes.reshape(len(boxes), -1)[:, :4]
+            boxes = np.asarray(data["bboxes"], np.float32)
+            scaled = boxes[:, :4] if boxes.size else np.zeros((0, 4), np.float32)
             scaled = scaled * np.array([width, height] * 2, np.float32)
             window = iou_window((height, width), scaled, self.random_generator)
             return {"crop_coords": window}

@@ -6,11 +6,12 @@ step) alone: any number of workers, and a run that resumes, sees the same ones.
 """
 
 import collections
+import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -102,7 +103,7 @@ class Loader:
     Example:
         >>> loader = Loader(data, Augment("ssd", (320, 320)), 16)  # doctest: +SKIP
         >>> model.fit(  # doctest: +SKIP
-        ...     loader.stream(), steps_per_epoch=len(loader), epochs=10
+        ...     loader.stream(), steps_per_epoch=len(loader), shuffle=False
         ... )
     """
 
@@ -135,6 +136,7 @@ class Loader:
         self._epoch = 0
         self._cache = _Cache(options.cache_bytes)
         self._lock = threading.Lock()
+        self._pools: set[ThreadPoolExecutor] = set()
         self._bad: dict[int, str] = {}
         self._orders: dict[int, np.ndarray] = {}
         self._shares = _balance(dataset) if options.balance else None
@@ -166,6 +168,15 @@ class Loader:
         """
         first = self._epoch if epoch is None else epoch
         yield from self._run(_steps(first, step, len(self)))
+
+    def close(self) -> None:
+        """End all running iterations and their threads.
+
+        An iteration that is used up or dropped ends by itself; Keras keeps the
+        generator given to `fit` for a while, and with it the threads.
+        """
+        while self._pools:
+            self._pools.pop().shutdown(wait=True, cancel_futures=True)
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the epoch's sequence of data set indices, int64 (len(dataset),)."""
@@ -258,7 +269,7 @@ class Loader:
         while True:
             index = self._good(order, position)
             try:
-                return self._cache.get(index, lambda i=index: self._read(i))
+                return self._cache.get(index, functools.partial(self._read, index))
             except ImageError as error:
                 self._skip(index, error)
 
@@ -282,6 +293,7 @@ class Loader:
         queue: collections.deque[tuple[tuple[int, int], Future[Batch]]]
         queue = collections.deque()
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="loader")
+        self._pools.add(pool)
         try:
             for step in steps:
                 queue.append((step, pool.submit(self.batch, *step)))
@@ -289,7 +301,11 @@ class Loader:
                     yield self._next(queue)
             while queue:
                 yield self._next(queue)
+        except (CancelledError, RuntimeError):
+            if pool in self._pools:  # else `close` ended it
+                raise
         finally:
+            self._pools.discard(pool)
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _next(self, queue: collections.deque[Any]) -> Batch:
@@ -396,7 +412,7 @@ def _balance(dataset: Dataset) -> np.ndarray:
     return np.array([max(factors[s], default=1.0) for s in sets])
 
 
-def _padded(targets: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
+def _padded(targets: Sequence[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
     most = max(len(boxes) for boxes, _, _ in targets)
     batch = len(targets)
     padded = {

@@ -234,8 +234,7 @@ def _place(
             for cover, (*_, below) in zip(covers, placed, strict=True)
         ]
         if max(shares, default=0.0) <= MOST_COVERED:
-            box = [*points.min(0).tolist(), *points.max(0).tolist()]
-            placed.append((box, label, points, mask))
+            placed.append((_extent(mask), label, points, mask))
             hidden = [*covers, np.zeros_like(mask)]
     return placed
 
@@ -253,8 +252,8 @@ def _outline(
     share = np.exp(rng.uniform(*np.log(config.extent)))
     points = points * (share * config.size / span.max())
     low, high = points.min(0), points.max(0)
-    room = np.array(size[::-1]) - (high - low) - 2
-    return points - low + 1 + rng.uniform(0, 1, 2) * np.maximum(room, 0)
+    room = np.array(size[::-1]) - (high - low) - 4  # 2 pixels for the soft edge
+    return points - low + 2 + rng.uniform(0, 1, 2) * np.maximum(room, 0)
 
 
 def _mask(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -267,12 +266,19 @@ def _mask(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
+def _extent(mask: np.ndarray) -> list[float]:
+    """Return x1, y1, x2, y2 around the pixels a shape covers by half or more."""
+    x, y = (np.flatnonzero((mask >= 128).any(axis)) for axis in (0, 1))
+    return [float(x[0]), float(y[0]), float(x[-1] + 1), float(y[-1] + 1)]
+
+
 def _paint(
     rng: np.random.Generator, canvas: np.ndarray, points: np.ndarray, mask: np.ndarray
 ) -> None:
     """Blend a textured shape into the canvas."""
-    x1, y1 = np.floor(points.min(0)).astype(int)
-    x2, y2 = np.ceil(points.max(0)).astype(int)
+    # The soft edge reaches up to 2 pixels beyond the outline.
+    x1, y1 = np.maximum(np.floor(points.min(0)).astype(int) - 2, 0)
+    x2, y2 = np.ceil(points.max(0)).astype(int) + 2
     window = canvas[y1:y2, x1:x2]
     weight = mask[y1:y2, x1:x2, None].astype(np.float32) / 255
     below = (window * weight).sum((0, 1)) / weight.sum()
