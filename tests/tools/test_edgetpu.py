@@ -363,7 +363,7 @@ def test_json_form():
 
 
 def test_table_names_what_stays_on_the_cpu():
-    text = edgetpu.verdict(chain_of("CONV_2D", "HARD_SWISH")).table
+    text = edgetpu.verdict(chain_of("CONV_2D", "HARD_SWISH")).table()
     assert "1 of 2 ops mapped" in text
     assert "op 1 HARD_SWISH: Operation not supported" in text
 
@@ -421,7 +421,7 @@ def test_compiler_on_the_path_is_run_and_compared(tmp_path, monkeypatch):
     assert report.agrees
     assert report.version == "Edge TPU Compiler version 16.0.384591198"
     assert (report.mapped, report.unmapped) == ({"CONV_2D": 2}, {"QUANTIZE": 1})
-    assert "agrees with the prediction" in edgetpu.verdict(path).table
+    assert "agrees with the prediction" in edgetpu.verdict(path).table()
 
 
 def test_compiler_that_disagrees(tmp_path, monkeypatch):

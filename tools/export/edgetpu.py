@@ -151,9 +151,8 @@ class Verdict:
             }
         return data
 
-    @property
     def table(self) -> str:
-        """The verdict as text: a summary, then the ops that stay on the CPU."""
+        """Return the verdict as text: a summary, then the ops that stay on the CPU."""
         lines = [
             f"{self.mapped} of {len(self.ops)} ops mapped to the Edge TPU",
             f"parameters: {self.on_chip_bytes:,} bytes on chip, "
