@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_lightnets._errors import unknown
 from keras_lightnets.tasks.data import images
-from keras_lightnets.tools import runtime
+from keras_lightnets.tools.runtime import Meta, Placement, prepare
 
 # A box is dropped when less than this share of it, or fewer than this many pixels
 # along a side of the network's input, are left.
@@ -109,7 +109,7 @@ class Augment:
         self.preset = preset
         self.target = target
         self.fit = fit
-        self._meta = runtime.Meta(labels=(), size=target, resize=fit)
+        self._meta = Meta(labels=(), size=target, resize=fit)
         self._local = threading.local()
 
     def __call__(
@@ -137,7 +137,7 @@ class Augment:
             image = changed["image"]
             rows = np.asarray(changed["bboxes"], np.float32).reshape(-1, 5)
             boxes, kept = rows[:, :4], rows[:, 4].astype(np.int64)
-        image, placement = runtime.prepare(image, self._meta)
+        image, placement = prepare(image, self._meta)
         boxes = place_boxes(boxes, placement)
         if self.preset.colour:
             compose = self._compose("colour")
@@ -155,7 +155,7 @@ class Augment:
         return compose
 
 
-def place_boxes(boxes: np.ndarray, placement: runtime.Placement) -> np.ndarray:
+def place_boxes(boxes: np.ndarray, placement: Placement) -> np.ndarray:
     """Move pixel boxes of a picture to where `runtime.prepare` put it.
 
     Args:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from keras_lightnets.tasks.data.images import ImageError
-from keras_lightnets.tools import runtime
+from keras_lightnets.tools.runtime import Meta, prepare
 
 Encode = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 Batch = tuple[np.ndarray, dict[str, np.ndarray]]
@@ -337,7 +337,7 @@ def evaluation_batches(
         `placement`, whose `to_pixels` maps boxes of 0..1 back to the file's pixels.
         An image that cannot be read is logged and left out.
     """
-    meta = runtime.Meta(labels=(), size=target, resize=fit)
+    meta = Meta(labels=(), size=target, resize=fit)
 
     def read(index: int) -> tuple[np.ndarray, dict[str, Any]] | None:
         try:
@@ -345,7 +345,7 @@ def evaluation_batches(
         except ImageError as error:
             logger.warning("Skipped image %s", error)
             return None
-        image, placement = runtime.prepare(image, meta)
+        image, placement = prepare(image, meta)
         return image, {**info, "placement": placement}
 
     def make(start: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
