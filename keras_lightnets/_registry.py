@@ -13,6 +13,7 @@ FAMILIES = (
     "efficientnet_lite",
     "efficientnet_v2",
     "ghostnet",
+    "mnasnet",
     "mobilenet_v1",
     "mobilenet_v2",
     "mobilenet_v3",

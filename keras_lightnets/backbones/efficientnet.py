@@ -82,6 +82,36 @@ class EfficientNetSpec(ModelSpec):
 
 
 TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download"
+KERAS = "https://storage.googleapis.com/keras-applications"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network of the paper's table 2, its evaluation and its published files.
+
+    Attributes:
+        name: Such as "b0".
+        width: Channel multiplier.
+        depth: Multiplier of repetitions.
+        size: Input side.
+        crop: Share of the resized shortest side.
+        dropout: Rate before the classifier.
+        top1: The paper's.
+        timm: (tag, file name's ending, top-1) of the converted checkpoints.
+        md5: Of keras.applications' file.
+        torchvision: (tag, file name's ending, top-1, epsilon, input rule).
+    """
+
+    name: str
+    width: float
+    depth: float
+    size: int
+    crop: float
+    dropout: float
+    top1: float
+    timm: tuple[tuple[str, str, float], ...]
+    md5: str
+    torchvision: tuple[tuple[str, str, float, float, Preprocessing], ...]
 
 
 def _rule(size: int, crop: float, interpolation: str = "bicubic") -> Preprocessing:
@@ -90,272 +120,123 @@ def _rule(size: int, crop: float, interpolation: str = "bicubic") -> Preprocessi
     )
 
 
-def _timm_weights(tag: str, file: str, rule: Preprocessing) -> Weights:
-    return Weights(
-        tag=tag,
-        url=f"{TIMM}/v0.1-weights/{file}.pth",
-        hash=f"sha256:{file[-8:]}",
-        format="pth",
-        layout="timm",
-        licence="Apache-2.0",
-        preprocessing=rule,
-        source="timm, converted from the authors' checkpoint",
+# fmt: off
+VARIANTS = (
+    Variant("b0", 1.0, 1.0, 224, 0.875, 0.2, 77.1, (
+        ("tf_in1k", "-0af12548", 76.542),
+        ("tf_aa_in1k", "_aa-827b6e33", 76.882),
+        ("tf_ns_jft_in1k", "_ns-c0e6a31c", 78.68),
+    ), "902e53a9f72be733fc0bcb005b3ebbac", (
+        ("torchvision_v1", "b0_rwightman-7f5810bc", 77.692, 1e-05, _rule(224, 224 / 256)),
+    )),
+    Variant("b1", 1.0, 1.1, 240, 0.882, 0.2, 79.1, (
+        ("tf_in1k", "-5c1377c4", 78.546),
+        ("tf_aa_in1k", "_aa-ea7a6ee0", 78.84),
+        ("tf_ns_jft_in1k", "_ns-99dd0c41", 81.388),
+    ), "1d254153d4ab51201f1646940f018540", (
+        ("torchvision_v1", "b1_rwightman-bac287d4", 78.642, 1e-05, _rule(240, 240 / 256)),
+        ("torchvision_v2", "b1-c27df63c", 79.838, 1e-05, _rule(240, 240 / 255, "bilinear")),
+    )),
+    Variant("b2", 1.1, 1.2, 260, 0.89, 0.3, 80.1, (
+        ("tf_in1k", "-e393ef04", 79.612),
+        ("tf_aa_in1k", "_aa-60c94f97", 80.074),
+        ("tf_ns_jft_in1k", "_ns-00306e48", 82.412),
+    ), "b15cce36ff4dcbd00b6dd88e7857a6ad", (
+        ("torchvision_v1", "b2_rwightman-c35c1473", 80.608, 1e-05, _rule(288, 1.0)),
+    )),
+    Variant("b3", 1.2, 1.4, 300, 0.904, 0.3, 81.6, (
+        ("tf_in1k", "-e3bd6955", 80.878),
+        ("tf_aa_in1k", "_aa-84b4657e", 81.648),
+        ("tf_ns_jft_in1k", "_ns-9d44bf68", 84.054),
+    ), "ffd1fdc53d0ce67064dc6a9c7960ede0", (
+        ("torchvision_v1", "b3_rwightman-b3899882", 82.008, 1e-05, _rule(300, 300 / 320)),
+    )),
+    Variant("b4", 1.4, 1.8, 380, 0.922, 0.4, 82.9, (
+        ("tf_in1k", "-74ee3bed", 82.598),
+        ("tf_aa_in1k", "_aa-818f208c", 83.04),
+        ("tf_ns_jft_in1k", "_ns-d6313a46", 85.156),
+    ), "18c95ad55216b8f92d7e70b3a046e2fc", (
+        ("torchvision_v1", "b4_rwightman-23ab8bcd", 83.384, 1e-05, _rule(380, 380 / 384)),
+    )),
+    Variant("b5", 1.6, 2.2, 456, 0.934, 0.4, 83.6, (
+        ("tf_in1k", "-c6949ce9", 83.17),
+        ("tf_aa_in1k", "_aa-99018a74", 83.696),
+        ("tf_ns_jft_in1k", "_ns-6f26d0cf", 86.096),
+    ), "ace28f2a6363774853a83a0b21b9421a", (
+        ("torchvision_v1", "b5_lukemelas-1a07897c", 83.444, 0.001, _rule(456, 1.0)),
+    )),
+    Variant("b6", 1.8, 2.6, 528, 0.942, 0.5, 84.0, (
+        ("tf_aa_in1k", "_aa-80ba17e4", 84.124),
+        ("tf_ns_jft_in1k", "_ns-51548356", 86.476),
+    ), "165f6e37dce68623721b423839de8be5", (
+        ("torchvision_v1", "b6_lukemelas-24a108a5", 84.008, 0.001, _rule(528, 1.0)),
+    )),
+    Variant("b7", 2.0, 3.1, 600, 0.949, 0.5, 84.3, (
+        ("tf_ra_in1k", "_ra-6c08e654", 84.926),
+        ("tf_aa_in1k", "_aa-076e3472", 84.424),
+        ("tf_ns_jft_in1k", "_ns-1dbc32de", 86.85),
+    ), "8c03f828fec3ef71311cd463b6759d99", (
+        ("torchvision_v1", "b7_lukemelas-c5b4e57e", 84.122, 0.001, _rule(600, 1.0)),
+    )),
+)
+# fmt: on
+
+
+def _spec(variant: Variant) -> EfficientNetSpec:
+    name, rule = variant.name, _rule(variant.size, variant.crop)
+    timm = tuple(
+        Weights(
+            tag=tag,
+            url=f"{TIMM}/v0.1-weights/tf_efficientnet_{name}{ending}.pth",
+            hash=f"sha256:{ending[-8:]}",
+            format="pth",
+            layout="timm",
+            licence="Apache-2.0",
+            preprocessing=rule,
+            top1=top1,
+            source="timm, converted from the authors' checkpoint",
+        )
+        for tag, ending, top1 in variant.timm
     )
-
-
-def _torchvision_weights(
-    tag: str, file: str, top1: float, rule: Preprocessing, epsilon: float = 1e-5
-) -> Weights:
-    return Weights(
-        tag=tag,
-        url=f"https://download.pytorch.org/models/{file}.pth",
-        hash=f"sha256:{file[-8:]}",
-        format="pth",
-        layout="torchvision",
-        licence="BSD-3-Clause",
-        preprocessing=rule,
-        changes=(("padding", "symmetric"), ("bn_epsilon", epsilon)),
-        top1=top1,
-        source="torchvision",
-    )
-
-
-def _keras_weights(name: str, md5: str, top1: float, rule: Preprocessing) -> Weights:
-    return Weights(
+    keras = Weights(
         tag="keras_in1k",
-        url=f"https://storage.googleapis.com/keras-applications/efficientnet{name}.h5",
-        hash=f"md5:{md5}",
+        url=f"{KERAS}/efficientnet{name}.h5",
+        hash=f"md5:{variant.md5}",
         format="h5",
         layout="keras",
         licence="Apache-2.0",
         preprocessing=rule,
-        top1=top1,
+        top1=variant.top1,
         source="keras.applications, converted from the authors' checkpoint",
+    )
+    torchvision = tuple(
+        Weights(
+            tag=tag,
+            url=f"https://download.pytorch.org/models/efficientnet_{ending}.pth",
+            hash=f"sha256:{ending[-8:]}",
+            format="pth",
+            layout="torchvision",
+            licence="BSD-3-Clause",
+            preprocessing=torch_rule,
+            changes=(("padding", "symmetric"), ("bn_epsilon", epsilon)),
+            top1=top1,
+            source="torchvision",
+        )
+        for tag, ending, top1, epsilon, torch_rule in variant.torchvision
+    )
+    return EfficientNetSpec(
+        name=f"efficientnet_{name}",
+        function=f"EfficientNet{name.upper()}",
+        width=variant.width,
+        depth=variant.depth,
+        default_size=variant.size,
+        dropout=variant.dropout,
+        top1=variant.top1,
+        weights=(*timm, keras, *torchvision),
     )
 
 
-SPECS = (
-    EfficientNetSpec(
-        name="efficientnet_b0",
-        function="EfficientNetB0",
-        top1=77.1,
-        weights=(
-            _timm_weights("tf_in1k", "tf_efficientnet_b0-0af12548", _rule(224, 0.875)),
-            _timm_weights(
-                "tf_aa_in1k", "tf_efficientnet_b0_aa-827b6e33", _rule(224, 0.875)
-            ),
-            _timm_weights(
-                "tf_ns_jft_in1k", "tf_efficientnet_b0_ns-c0e6a31c", _rule(224, 0.875)
-            ),
-            _keras_weights(
-                "b0", "902e53a9f72be733fc0bcb005b3ebbac", 77.1, _rule(224, 0.875)
-            ),
-            _torchvision_weights(
-                "torchvision_v1",
-                "efficientnet_b0_rwightman-7f5810bc",
-                77.692,
-                _rule(224, 224 / 256),
-            ),
-        ),
-    ),
-    EfficientNetSpec(
-        name="efficientnet_b1",
-        function="EfficientNetB1",
-        depth=1.1,
-        default_size=240,
-        top1=79.1,
-        weights=(
-            _timm_weights("tf_in1k", "tf_efficientnet_b1-5c1377c4", _rule(240, 0.882)),
-            _timm_weights(
-                "tf_aa_in1k", "tf_efficientnet_b1_aa-ea7a6ee0", _rule(240, 0.882)
-            ),
-            _timm_weights(
-                "tf_ns_jft_in1k", "tf_efficientnet_b1_ns-99dd0c41", _rule(240, 0.882)
-            ),
-            _keras_weights(
-                "b1", "1d254153d4ab51201f1646940f018540", 79.1, _rule(240, 0.882)
-            ),
-            _torchvision_weights(
-                "torchvision_v1",
-                "efficientnet_b1_rwightman-bac287d4",
-                78.642,
-                _rule(240, 240 / 256),
-            ),
-            _torchvision_weights(
-                "torchvision_v2",
-                "efficientnet_b1-c27df63c",
-                79.838,
-                _rule(240, 240 / 255, "bilinear"),
-            ),
-        ),
-    ),
-    EfficientNetSpec(
-        name="efficientnet_b2",
-        function="EfficientNetB2",
-        width=1.1,
-        depth=1.2,
-        default_size=260,
-        dropout=0.3,
-        top1=80.1,
-        weights=(
-            _timm_weights("tf_in1k", "tf_efficientnet_b2-e393ef04", _rule(260, 0.89)),
-            _timm_weights(
-                "tf_aa_in1k", "tf_efficientnet_b2_aa-60c94f97", _rule(260, 0.89)
-            ),
-            _timm_weights(
-                "tf_ns_jft_in1k", "tf_efficientnet_b2_ns-00306e48", _rule(260, 0.89)
-            ),
-            _keras_weights(
-                "b2", "b15cce36ff4dcbd00b6dd88e7857a6ad", 80.1, _rule(260, 0.89)
-            ),
-            _torchvision_weights(
-                "torchvision_v1",
-                "efficientnet_b2_rwightman-c35c1473",
-                80.608,
-                _rule(288, 288 / 288),
-            ),
-        ),
-    ),
-    EfficientNetSpec(
-        name="efficientnet_b3",
-        function="EfficientNetB3",
-        width=1.2,
-        depth=1.4,
-        default_size=300,
-        dropout=0.3,
-        top1=81.6,
-        weights=(
-            _timm_weights("tf_in1k", "tf_efficientnet_b3-e3bd6955", _rule(300, 0.904)),
-            _timm_weights(
-                "tf_aa_in1k", "tf_efficientnet_b3_aa-84b4657e", _rule(300, 0.904)
-            ),
-            _timm_weights(
-                "tf_ns_jft_in1k", "tf_efficientnet_b3_ns-9d44bf68", _rule(300, 0.904)
-            ),
-            _keras_weights(
-                "b3", "ffd1fdc53d0ce67064dc6a9c7960ede0", 81.6, _rule(300, 0.904)
-            ),
-            _torchvision_weights(
-                "torchvision_v1",
-                "efficientnet_b3_rwightman-b3899882",
-                82.008,
-                _rule(300, 300 / 320),
-            ),
-        ),
-    ),
-    EfficientNetSpec(
-        name="efficientnet_b4",
-        function="EfficientNetB4",
-        width=1.4,
-        depth=1.8,
-        default_size=380,
-        dropout=0.4,
-        top1=82.9,
-        weights=(
-            _timm_weights("tf_in1k", "tf_efficientnet_b4-74ee3bed", _rule(380, 0.922)),
-            _timm_weights(
-                "tf_aa_in1k", "tf_efficientnet_b4_aa-818f208c", _rule(380, 0.922)
-            ),
-            _timm_weights(
-                "tf_ns_jft_in1k", "tf_efficientnet_b4_ns-d6313a46", _rule(380, 0.922)
-            ),
-            _keras_weights(
-                "b4", "18c95ad55216b8f92d7e70b3a046e2fc", 82.9, _rule(380, 0.922)
-            ),
-            _torchvision_weights(
-                "torchvision_v1",
-                "efficientnet_b4_rwightman-23ab8bcd",
-                83.384,
-                _rule(380, 380 / 384),
-            ),
-        ),
-    ),
-    EfficientNetSpec(
-        name="efficientnet_b5",
-        function="EfficientNetB5",
-        width=1.6,
-        depth=2.2,
-        default_size=456,
-        dropout=0.4,
-        top1=83.6,
-        weights=(
-            _timm_weights("tf_in1k", "tf_efficientnet_b5-c6949ce9", _rule(456, 0.934)),
-            _timm_weights(
-                "tf_aa_in1k", "tf_efficientnet_b5_aa-99018a74", _rule(456, 0.934)
-            ),
-            _timm_weights(
-                "tf_ns_jft_in1k", "tf_efficientnet_b5_ns-6f26d0cf", _rule(456, 0.934)
-            ),
-            _keras_weights(
-                "b5", "ace28f2a6363774853a83a0b21b9421a", 83.6, _rule(456, 0.934)
-            ),
-            _torchvision_weights(
-                "torchvision_v1",
-                "efficientnet_b5_lukemelas-1a07897c",
-                83.444,
-                _rule(456, 456 / 456),
-                0.001,
-            ),
-        ),
-    ),
-    EfficientNetSpec(
-        name="efficientnet_b6",
-        function="EfficientNetB6",
-        width=1.8,
-        depth=2.6,
-        default_size=528,
-        dropout=0.5,
-        top1=84.0,
-        weights=(
-            _timm_weights(
-                "tf_aa_in1k", "tf_efficientnet_b6_aa-80ba17e4", _rule(528, 0.942)
-            ),
-            _timm_weights(
-                "tf_ns_jft_in1k", "tf_efficientnet_b6_ns-51548356", _rule(528, 0.942)
-            ),
-            _keras_weights(
-                "b6", "165f6e37dce68623721b423839de8be5", 84.0, _rule(528, 0.942)
-            ),
-            _torchvision_weights(
-                "torchvision_v1",
-                "efficientnet_b6_lukemelas-24a108a5",
-                84.008,
-                _rule(528, 528 / 528),
-                0.001,
-            ),
-        ),
-    ),
-    EfficientNetSpec(
-        name="efficientnet_b7",
-        function="EfficientNetB7",
-        width=2.0,
-        depth=3.1,
-        default_size=600,
-        dropout=0.5,
-        top1=84.3,
-        weights=(
-            _timm_weights(
-                "tf_ra_in1k", "tf_efficientnet_b7_ra-6c08e654", _rule(600, 0.949)
-            ),
-            _timm_weights(
-                "tf_aa_in1k", "tf_efficientnet_b7_aa-076e3472", _rule(600, 0.949)
-            ),
-            _timm_weights(
-                "tf_ns_jft_in1k", "tf_efficientnet_b7_ns-1dbc32de", _rule(600, 0.949)
-            ),
-            _keras_weights(
-                "b7", "8c03f828fec3ef71311cd463b6759d99", 84.3, _rule(600, 0.949)
-            ),
-            _torchvision_weights(
-                "torchvision_v1",
-                "efficientnet_b7_lukemelas-c5b4e57e",
-                84.122,
-                _rule(600, 600 / 600),
-                0.001,
-            ),
-        ),
-    ),
-)
+SPECS = tuple(_spec(variant) for variant in VARIANTS)
 
 
 @dataclass(frozen=True)

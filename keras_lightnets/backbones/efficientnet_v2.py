@@ -133,7 +133,7 @@ def _rule(size: int, crop: float, base: Preprocessing = IMAGENET) -> Preprocessi
     return dataclasses.replace(base, size=size, crop=crop, interpolation="bicubic")
 
 
-def _timm_weights(tag: str, file: str, rule: Preprocessing, top1: Any) -> Weights:
+def _timm_weights(tag: str, file: str, rule: Preprocessing, top1: float) -> Weights:
     return Weights(
         tag=tag,
         url=f"{TIMM}/v0.1-effv2-weights/{file}.pth",
@@ -183,7 +183,7 @@ SPECS = (
         top1=78.7,
         weights=(
             _timm_weights(
-                "tf_in1k", "tf_efficientnetv2_b0-c7cc451f", _rule(224, 0.875), 78.7
+                "tf_in1k", "tf_efficientnetv2_b0-c7cc451f", _rule(224, 0.875), 78.386
             ),
             _keras_weights(
                 "b0", "21ecbf6da12460d5c40bb2f29ceb2188", _rule(224, 0.875), 78.7
@@ -198,7 +198,7 @@ SPECS = (
         top1=79.8,
         weights=(
             _timm_weights(
-                "tf_in1k", "tf_efficientnetv2_b1-be6e41b0", _rule(240, 0.882), 79.8
+                "tf_in1k", "tf_efficientnetv2_b1-be6e41b0", _rule(240, 0.882), 79.518
             ),
             _keras_weights(
                 "b1", "069f0534ff22adf035c89e2d9547a9dc", _rule(240, 0.882), 79.8
@@ -214,7 +214,7 @@ SPECS = (
         top1=80.5,
         weights=(
             _timm_weights(
-                "tf_in1k", "tf_efficientnetv2_b2-847de54e", _rule(260, 0.89), 80.5
+                "tf_in1k", "tf_efficientnetv2_b2-847de54e", _rule(260, 0.89), 80.226
             ),
             _keras_weights(
                 "b2", "424e49f28180edbde1e94797771950a7", _rule(260, 0.89), 80.5
@@ -230,7 +230,7 @@ SPECS = (
         top1=82.1,
         weights=(
             _timm_weights(
-                "tf_in1k", "tf_efficientnetv2_b3-57773f13", _rule(300, 0.904), 82.1
+                "tf_in1k", "tf_efficientnetv2_b3-57773f13", _rule(300, 0.904), 81.96
             ),
             _keras_weights(
                 "b3", "1f1fc43bd98a6e4fd8fdfd551e02c7a0", _rule(300, 0.904), 82.1
@@ -255,7 +255,7 @@ SPECS = (
                 "tf_in21k_ft_in1k",
                 "tf_efficientnetv2_s_21ft1k-d7dafa41",
                 _rule(384, 1.0, INCEPTION),
-                None,
+                84.332,
             ),
             _keras_weights(
                 "s",
@@ -284,13 +284,13 @@ SPECS = (
                 "tf_in1k",
                 "tf_efficientnetv2_m-cc09e0cd",
                 _rule(480, 1.0, INCEPTION),
-                85.2,
+                85.208,
             ),
             _timm_weights(
                 "tf_in21k_ft_in1k",
                 "tf_efficientnetv2_m_21ft1k-bf41664a",
                 _rule(480, 1.0, INCEPTION),
-                None,
+                86.014,
             ),
             _keras_weights(
                 "m",
@@ -318,13 +318,13 @@ SPECS = (
                 "tf_in1k",
                 "tf_efficientnetv2_l-d664b728",
                 _rule(480, 1.0, INCEPTION),
-                85.7,
+                85.66,
             ),
             _timm_weights(
                 "tf_in21k_ft_in1k",
                 "tf_efficientnetv2_l_21ft1k-60127a9d",
                 _rule(480, 1.0, INCEPTION),
-                None,
+                86.802,
             ),
             _keras_weights(
                 "l",
@@ -348,7 +348,7 @@ SPECS = (
                 "tf_in21k_ft_in1k",
                 "tf_efficientnetv2_xl_in21ft1k-06c35c48",
                 _rule(512, 1.0, INCEPTION),
-                87.2,
+                86.754,
             ),
         ),
     ),

@@ -1,0 +1,353 @@
+"""MnasNet: found by search with the latency of a phone in the reward."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from keras_lightnets import layers
+from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._channels import make_divisible
+from keras_lightnets._inputs import decode_predictions
+from keras_lightnets._layout import Layout, pairs, timm_inverted
+from keras_lightnets._spec import (
+    EXPANDED_LEVELS,
+    IMAGENET,
+    ModelSpec,
+    Preprocessing,
+    Weights,
+)
+
+__all__ = [
+    "MnasNetA1",
+    "MnasNetA1W075",
+    "MnasNetA1W140",
+    "MnasNetB1",
+    "MnasNetB1W050",
+    "MnasNetB1W075",
+    "MnasNetB1W130",
+    "MnasNetSmall",
+    "decode_predictions",
+    "preprocess_input",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Lines of the paper's figure 7 with the same output (before the width).
+
+    `skip` joins a block of stride 1 and equal channels to its input.
+    """
+
+    stage: int
+    kernel: int
+    ratio: int
+    out: int
+    repeat: int
+    stride: int
+    se: bool = False
+    skip: bool = True
+
+
+# fmt: off
+A1 = (
+    #   stage kernel ratio out  repeat stride se
+    Row(1,    3,     1,     16, 1,     1,     skip=False),
+    Row(2,    3,     6,     24, 2,     2),
+    Row(3,    5,     3,     40, 3,     2,     se=True),
+    Row(4,    3,     6,     80, 4,     2),
+    Row(4,    3,     6,    112, 2,     1,     se=True),
+    Row(5,    5,     6,    160, 3,     2,     se=True),
+    Row(5,    3,     6,    320, 1,     1),
+)
+B1 = (
+    Row(1,    3,     1,     16, 1,     1,     skip=False),
+    Row(2,    3,     3,     24, 3,     2),
+    Row(3,    5,     3,     40, 3,     2),
+    Row(4,    5,     6,     80, 3,     2),
+    Row(4,    3,     6,     96, 2,     1),
+    Row(5,    5,     6,    192, 4,     2),
+    Row(5,    3,     6,    320, 1,     1,     skip=False),
+)
+SMALL = (
+    Row(1,    3,     1,      8, 1,     1),
+    Row(2,    3,     3,     16, 1,     2),
+    Row(3,    3,     6,     16, 2,     2),
+    Row(4,    5,     6,     32, 4,     2,     se=True),
+    Row(4,    3,     6,     32, 3,     1,     se=True),
+    Row(5,    5,     6,     88, 3,     2,     se=True),
+    Row(5,    3,     6,    144, 1,     1),
+)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class MnasNetSpec(ModelSpec):
+    """A MnasNet.
+
+    Attributes:
+        stem: Channels of the stem.
+        top: Channels of the last convolution, not multiplied by the width.
+        act: Activation.
+    """
+
+    rows: tuple[Row, ...] = A1
+    levels: tuple[Any, ...] = EXPANDED_LEVELS
+    padding: str = "symmetric"
+    bn_epsilon: float = 1e-5
+    bn_momentum: float = 0.9
+    reference: str = "Tan et al. 2018, MnasNet, https://arxiv.org/abs/1807.11626"
+    stem: int = 32
+    top: int = 1280
+    act: str = "relu"
+
+
+TIMM_RULE = dataclasses.replace(IMAGENET, interpolation="bicubic")
+TORCH_RULE = dataclasses.replace(IMAGENET, interpolation="bilinear")
+TORCH_RULE_232 = dataclasses.replace(TORCH_RULE, crop=224 / 232)
+
+
+def _timm_weights(tag: str, file: str, top1: float) -> Weights:
+    host = "https://github.com/rwightman/pytorch-image-models/releases/download"
+    return Weights(
+        tag=tag,
+        url=f"{host}/v0.1-weights/{file}.pth",
+        hash=f"sha256:{file[-8:]}",
+        format="pth",
+        layout="timm",
+        licence="Apache-2.0",
+        preprocessing=TIMM_RULE,
+        top1=top1,
+        source="timm, trained by Ross Wightman",
+    )
+
+
+def _torchvision_weights(
+    file: str, top1: float, rule: Preprocessing = TORCH_RULE
+) -> Weights:
+    return Weights(
+        tag="torchvision_v1",
+        url=f"https://download.pytorch.org/models/{file}.pth",
+        hash=f"sha256:{file.rpartition('-')[2]}",
+        format="pth",
+        layout="torchvision",
+        licence="BSD-3-Clause",
+        preprocessing=rule,
+        changes=(("bn_momentum", 0.9997),),
+        top1=top1,
+        source="torchvision",
+    )
+
+
+def _pytorchcv_weights(release: str, file: str, sha1: str) -> Weights:
+    host = "https://github.com/osmr/imgclsmob/releases/download"
+    return Weights(
+        tag="pytorchcv_in1k",
+        url=f"{host}/{release}/{file}-{sha1[:8]}.pth.zip",
+        hash=f"sha1:{sha1}",
+        format="pth.zip",
+        layout="pytorchcv",
+        licence="MIT",
+        preprocessing=TORCH_RULE,
+        source="pytorchcv (osmr/imgclsmob)",
+    )
+
+
+SPECS = (
+    MnasNetSpec(
+        name="mnasnet_a1",
+        function="MnasNetA1",
+        top1=75.2,
+        weights=(
+            _timm_weights("rmsp_in1k", "mnasnet_a1-d9418771", 75.452),
+            _pytorchcv_weights(
+                "v0.0.486",
+                "mnasnet_a1-0720",
+                "e155916ce24d06e273e8f90540707bcb7e1f9eab",
+            ),
+        ),
+    ),
+    MnasNetSpec(
+        name="mnasnet_a1_075",
+        function="MnasNetA1W075",
+        width=0.75,
+        top1=73.3,
+        weights=(_timm_weights("rmsp_in1k", "semnasnet_075-18710866", 73.0),),
+    ),
+    MnasNetSpec(name="mnasnet_a1_140", function="MnasNetA1W140", width=1.4, top1=77.2),
+    MnasNetSpec(
+        name="mnasnet_b1",
+        function="MnasNetB1",
+        rows=B1,
+        top1=74.5,
+        weights=(
+            _timm_weights("rmsp_in1k", "mnasnet_b1-74cb7081", 74.672),
+            _torchvision_weights("mnasnet1.0_top1_73.512-f206786ef8", 73.456),
+            _pytorchcv_weights(
+                "v0.0.493",
+                "mnasnet_b1-0740",
+                "7025b43c5c0251980ada2c591dd3e7e28d856e79",
+            ),
+        ),
+    ),
+    MnasNetSpec(
+        name="mnasnet_b1_050",
+        function="MnasNetB1W050",
+        rows=B1,
+        width=0.5,
+        weights=(_torchvision_weights("mnasnet0.5_top1_67.823-3ffadce67e", 67.734),),
+    ),
+    MnasNetSpec(
+        name="mnasnet_b1_075",
+        function="MnasNetB1W075",
+        rows=B1,
+        width=0.75,
+        weights=(_torchvision_weights("mnasnet0_75-7090bc5f", 71.18, TORCH_RULE_232),),
+    ),
+    MnasNetSpec(
+        name="mnasnet_b1_130",
+        function="MnasNetB1W130",
+        rows=B1,
+        width=1.3,
+        weights=(_torchvision_weights("mnasnet1_3-a4c69d6f", 76.506, TORCH_RULE_232),),
+    ),
+    MnasNetSpec(
+        name="mnasnet_small",
+        function="MnasNetSmall",
+        rows=SMALL,
+        stem=8,
+        top1=64.9,
+        weights=(_timm_weights("lamb_in1k", "mnasnet_small_lamb-aff75073", 66.204),),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block: its row, place and channels."""
+
+    row: Row
+    index: int
+    repeat: int
+    name: str
+    channels: int
+    out: int
+
+    @property
+    def stride(self) -> int:
+        return self.row.stride if self.repeat == 0 else 1
+
+    @property
+    def expanded(self) -> bool:
+        return self.row.ratio != 1
+
+
+def build(spec: MnasNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
+    """Build the feature maps: c1..c5, c4_expand and "features" (1280 channels)."""
+    stride = layers.DilatedStride(output_stride)
+    step, _ = stride.step(2)
+    x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
+    x = layers.activate(x, spec.act, "stem")
+    maps: dict[str, Any] = {}
+    for block in _blocks(spec):
+        sizes = layers.Bottleneck(
+            kernel=block.row.kernel,
+            expand=block.channels * block.row.ratio,
+            out=block.out,
+            stride=block.stride,
+            act=spec.act,
+            # A quarter of the block's input, not of the expanded channels.
+            squeeze=max(1, round(block.channels / 4)) if block.row.se else 0,
+            squeeze_act=spec.act,
+            gate="sigmoid",
+            skip=block.row.skip,
+        )
+        x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
+        maps[f"c{block.row.stage}"] = x
+        if block.row.stage == 5:
+            maps.setdefault("c4_expand", expanded)
+    x = layers.conv_bn(x, spec.top, 1, spec, "top")
+    return {**maps, "features": layers.activate(x, spec.act, "top")}
+
+
+def _channels(spec: MnasNetSpec, count: int) -> int:
+    return make_divisible(count * spec.width, spec.divisor)
+
+
+def _blocks(spec: MnasNetSpec) -> list[_Block]:
+    blocks: list[_Block] = []
+    channels = _channels(spec, spec.stem)
+    for index, row in enumerate(spec.rows):
+        out = _channels(spec, row.out)
+        for repeat in range(row.repeat):
+            number = 1 + sum(b.row.stage == row.stage for b in blocks)
+            name = f"stage{row.stage}_block{number}"
+            blocks.append(_Block(row, index, repeat, name, channels, out))
+            channels = out
+    return blocks
+
+
+def _timm(spec: MnasNetSpec) -> dict[str, str]:
+    names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
+    for block in _blocks(spec):
+        theirs = f"blocks.{block.index}.{block.repeat}."
+        names |= timm_inverted(block.name, theirs, block.expanded, block.row.se)
+    names |= {"top_conv": "conv_head", "top_bn": "bn2"}
+    return names | {"top_classifier": "classifier"}
+
+
+def _torchvision(spec: MnasNetSpec) -> dict[str, str]:
+    names = pairs("stem", "layers.", {"conv": "0", "bn": "1"})
+    parts = {"dw_conv": "3", "dw_bn": "4", "project_conv": "6", "project_bn": "7"}
+    expand = {"expand_conv": "0", "expand_bn": "1"}
+    first, *others = _blocks(spec)
+    names |= pairs(first.name, "layers.", parts)
+    for block in others:
+        theirs = f"layers.{block.index + 7}.{block.repeat}.layers."
+        names |= pairs(block.name, theirs, expand | parts)
+    last = len(spec.rows) + 7
+    names |= {"top_conv": f"layers.{last}", "top_bn": f"layers.{last + 1}"}
+    return names | {"top_classifier": "classifier.1"}
+
+
+def _pytorchcv(spec: MnasNetSpec) -> dict[str, str]:
+    names = pairs("stem", "features.init_block.conv1.", {"conv": "conv", "bn": "bn"})
+    blocks = _blocks(spec)
+    for block in blocks:
+        stage, number = block.row.stage - 1, block.name.rpartition("block")[2]
+        theirs = f"features.stage{stage}.unit{number}."
+        if block is blocks[0]:
+            theirs = "features.init_block.conv2."
+        elif block is blocks[-1]:
+            theirs = "features.final_block.conv1."
+        parts = {"expand_conv": "exp_conv.conv", "expand_bn": "exp_conv.bn"}
+        parts = parts if block.expanded else {}
+        parts |= {"dw_conv": "dw_conv.conv", "dw_bn": "dw_conv.bn"}
+        if block.row.se:
+            parts |= {"se_squeeze_conv": "se.conv1", "se_excite_conv": "se.conv2"}
+        parts |= {"project_conv": "pw_conv.conv", "project_bn": "pw_conv.bn"}
+        names |= pairs(block.name, theirs, parts)
+    last = {"conv": "conv", "bn": "bn"}
+    names |= pairs("top", "features.final_block.conv2.", last)
+    return names | {"top_classifier": "output"}
+
+
+LAYOUTS = {
+    "timm": Layout(names=_timm, preprocessing=TIMM_RULE),
+    "torchvision": Layout(
+        names=_torchvision,
+        changes=(("bn_momentum", 0.9997),),
+        preprocessing=TORCH_RULE_232,
+    ),
+    "pytorchcv": Layout(names=_pytorchcv, preprocessing=TORCH_RULE),
+}
+FAMILY = Family(specs=SPECS, build=build, layouts=LAYOUTS)
+
+MnasNetA1 = make_application(SPECS[0], FAMILY)
+MnasNetA1W075 = make_application(SPECS[1], FAMILY)
+MnasNetA1W140 = make_application(SPECS[2], FAMILY)
+MnasNetB1 = make_application(SPECS[3], FAMILY)
+MnasNetB1W050 = make_application(SPECS[4], FAMILY)
+MnasNetB1W075 = make_application(SPECS[5], FAMILY)
+MnasNetB1W130 = make_application(SPECS[6], FAMILY)
+MnasNetSmall = make_application(SPECS[7], FAMILY)
+preprocess_input = make_preprocess(SPECS)
