@@ -99,7 +99,7 @@ class Variant:
         top1: The paper's.
         timm: (tag, file name's ending, top-1) of the converted checkpoints.
         md5: Of keras.applications' file.
-        torchvision: (tag, file name's ending, top-1, epsilon, input rule).
+        torchvision: (version, file name's ending, top-1, epsilon, input rule).
     """
 
     name: str
@@ -127,56 +127,56 @@ VARIANTS = (
         ("tf_aa_in1k", "_aa-827b6e33", 76.882),
         ("tf_ns_jft_in1k", "_ns-c0e6a31c", 78.68),
     ), "902e53a9f72be733fc0bcb005b3ebbac", (
-        ("torchvision_v1", "b0_rwightman-7f5810bc", 77.692, 1e-05, _rule(224, 224 / 256)),
+        ("v1", "b0_rwightman-7f5810bc", 77.692, 1e-5, _rule(224, 224 / 256)),
     )),
     Variant("b1", 1.0, 1.1, 240, 0.882, 0.2, 79.1, (
         ("tf_in1k", "-5c1377c4", 78.546),
         ("tf_aa_in1k", "_aa-ea7a6ee0", 78.84),
         ("tf_ns_jft_in1k", "_ns-99dd0c41", 81.388),
     ), "1d254153d4ab51201f1646940f018540", (
-        ("torchvision_v1", "b1_rwightman-bac287d4", 78.642, 1e-05, _rule(240, 240 / 256)),
-        ("torchvision_v2", "b1-c27df63c", 79.838, 1e-05, _rule(240, 240 / 255, "bilinear")),
+        ("v1", "b1_rwightman-bac287d4", 78.642, 1e-5, _rule(240, 240 / 256)),
+        ("v2", "b1-c27df63c", 79.838, 1e-5, _rule(240, 240 / 255, "bilinear")),
     )),
     Variant("b2", 1.1, 1.2, 260, 0.89, 0.3, 80.1, (
         ("tf_in1k", "-e393ef04", 79.612),
         ("tf_aa_in1k", "_aa-60c94f97", 80.074),
         ("tf_ns_jft_in1k", "_ns-00306e48", 82.412),
     ), "b15cce36ff4dcbd00b6dd88e7857a6ad", (
-        ("torchvision_v1", "b2_rwightman-c35c1473", 80.608, 1e-05, _rule(288, 1.0)),
+        ("v1", "b2_rwightman-c35c1473", 80.608, 1e-5, _rule(288, 1.0)),
     )),
     Variant("b3", 1.2, 1.4, 300, 0.904, 0.3, 81.6, (
         ("tf_in1k", "-e3bd6955", 80.878),
         ("tf_aa_in1k", "_aa-84b4657e", 81.648),
         ("tf_ns_jft_in1k", "_ns-9d44bf68", 84.054),
     ), "ffd1fdc53d0ce67064dc6a9c7960ede0", (
-        ("torchvision_v1", "b3_rwightman-b3899882", 82.008, 1e-05, _rule(300, 300 / 320)),
+        ("v1", "b3_rwightman-b3899882", 82.008, 1e-5, _rule(300, 300 / 320)),
     )),
     Variant("b4", 1.4, 1.8, 380, 0.922, 0.4, 82.9, (
         ("tf_in1k", "-74ee3bed", 82.598),
         ("tf_aa_in1k", "_aa-818f208c", 83.04),
         ("tf_ns_jft_in1k", "_ns-d6313a46", 85.156),
     ), "18c95ad55216b8f92d7e70b3a046e2fc", (
-        ("torchvision_v1", "b4_rwightman-23ab8bcd", 83.384, 1e-05, _rule(380, 380 / 384)),
+        ("v1", "b4_rwightman-23ab8bcd", 83.384, 1e-5, _rule(380, 380 / 384)),
     )),
     Variant("b5", 1.6, 2.2, 456, 0.934, 0.4, 83.6, (
         ("tf_in1k", "-c6949ce9", 83.17),
         ("tf_aa_in1k", "_aa-99018a74", 83.696),
         ("tf_ns_jft_in1k", "_ns-6f26d0cf", 86.096),
     ), "ace28f2a6363774853a83a0b21b9421a", (
-        ("torchvision_v1", "b5_lukemelas-1a07897c", 83.444, 0.001, _rule(456, 1.0)),
+        ("v1", "b5_lukemelas-1a07897c", 83.444, 1e-3, _rule(456, 1.0)),
     )),
     Variant("b6", 1.8, 2.6, 528, 0.942, 0.5, 84.0, (
         ("tf_aa_in1k", "_aa-80ba17e4", 84.124),
         ("tf_ns_jft_in1k", "_ns-51548356", 86.476),
     ), "165f6e37dce68623721b423839de8be5", (
-        ("torchvision_v1", "b6_lukemelas-24a108a5", 84.008, 0.001, _rule(528, 1.0)),
+        ("v1", "b6_lukemelas-24a108a5", 84.008, 1e-3, _rule(528, 1.0)),
     )),
     Variant("b7", 2.0, 3.1, 600, 0.949, 0.5, 84.3, (
         ("tf_ra_in1k", "_ra-6c08e654", 84.926),
         ("tf_aa_in1k", "_aa-076e3472", 84.424),
         ("tf_ns_jft_in1k", "_ns-1dbc32de", 86.85),
     ), "8c03f828fec3ef71311cd463b6759d99", (
-        ("torchvision_v1", "b7_lukemelas-c5b4e57e", 84.122, 0.001, _rule(600, 1.0)),
+        ("v1", "b7_lukemelas-c5b4e57e", 84.122, 1e-3, _rule(600, 1.0)),
     )),
 )
 # fmt: on
@@ -198,7 +198,7 @@ def _spec(variant: Variant) -> EfficientNetSpec:
         )
         for tag, ending, top1 in variant.timm
     )
-    keras = Weights(
+    converted = Weights(
         tag="keras_in1k",
         url=f"{KERAS}/efficientnet{name}.h5",
         hash=f"md5:{variant.md5}",
@@ -211,7 +211,7 @@ def _spec(variant: Variant) -> EfficientNetSpec:
     )
     torchvision = tuple(
         Weights(
-            tag=tag,
+            tag=f"torchvision_{version}",
             url=f"https://download.pytorch.org/models/efficientnet_{ending}.pth",
             hash=f"sha256:{ending[-8:]}",
             format="pth",
@@ -222,7 +222,7 @@ def _spec(variant: Variant) -> EfficientNetSpec:
             top1=top1,
             source="torchvision",
         )
-        for tag, ending, top1, epsilon, torch_rule in variant.torchvision
+        for version, ending, top1, epsilon, torch_rule in variant.torchvision
     )
     return EfficientNetSpec(
         name=f"efficientnet_{name}",
@@ -232,7 +232,7 @@ def _spec(variant: Variant) -> EfficientNetSpec:
         default_size=variant.size,
         dropout=variant.dropout,
         top1=variant.top1,
-        weights=(*timm, keras, *torchvision),
+        weights=(*timm, converted, *torchvision),
     )
 
 
