@@ -12,6 +12,7 @@ FAMILIES = (
     "efficientnet",
     "efficientnet_lite",
     "efficientnet_v2",
+    "fbnet",
     "ghostnet",
     "mnasnet",
     "mobilenet_v1",
