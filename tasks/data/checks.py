@@ -40,7 +40,7 @@ KINDS: dict[str, Kind] = {
     "no_categories": Kind("no category"),
     "path_outside": Kind("image paths that leave the images folder"),
     "duplicate_image_id": Kind("image ids used twice"),
-    "duplicate_category_id": Kind("category ids used twice"),
+    "duplicate_category": Kind("category ids or names used twice"),
     "unknown_category": Kind("annotations with an unknown category"),
     "malformed_entry": Kind("entries without the keys COCO asks for"),
     "missing_image": Kind("missing images", _IMAGE_OUT),

@@ -290,13 +290,16 @@ class _Parser:
     def _categories(self, entries: list[dict[str, Any]]) -> dict[Any, int]:
         labels: dict[Any, int] = {}
         for i, entry in enumerate(entries):
-            number, name = entry.get("id"), entry.get("name")
+            number, name = _key(entry.get("id")), entry.get("name")
             if not isinstance(number, int) or not isinstance(name, str):
                 text = f"needs a whole 'id' and a 'name'; received {number!r}, {name!r}"
                 self.note("malformed_entry", f"categories[{i}]", text)
             elif number in labels:
                 text = f"{name!r} has the id of {self.names[labels[number]]!r}"
-                self.note("duplicate_category_id", f"category {number}", text)
+                self.note("duplicate_category", f"category {number}", text)
+            elif name in self.names:
+                text = f"{name!r} is also the name of another category"
+                self.note("duplicate_category", f"category {number}", text)
             else:
                 labels[number] = len(self.names)
                 self.names.append(name)
@@ -306,10 +309,10 @@ class _Parser:
     def _images(self, entries: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
         good: dict[Any, dict[str, Any]] = {}
         for i, entry in enumerate(entries):
-            number, name = entry.get("id"), entry.get("file_name")
+            number, name = _key(entry.get("id")), entry.get("file_name")
             where = f"images[{i}]"
-            if not isinstance(number, int | str) or not isinstance(name, str):
-                text = f"needs 'id' and 'file_name'; received {number!r}, {name!r}"
+            if entry.get("id") is None or not isinstance(name, str):
+                text = f"needs 'id' and 'file_name'; received {number}, {name!r}"
                 self.note("malformed_entry", where, text)
             elif number in good:
                 text = f"{name} has the id of {good[number]['file_name']}"
@@ -322,7 +325,7 @@ class _Parser:
                 text = f"'width' x 'height' must be pixels; received {size}"
                 self.note("malformed_entry", name, text)
             else:
-                good[number] = entry
+                good[number] = {**entry, "id": number}
         return good
 
     def _annotations(
@@ -434,5 +437,7 @@ def _number(value: Any, default: float) -> float:
 
 
 def _key(value: Any) -> Any:
-    """Return an id that can be looked up; a list or dict never matches one."""
+    """Return an id that can be looked up; 1.0, as pandas writes it, is 1."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return value if isinstance(value, int | str) else repr(value)

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from keras_lightnets.tasks.data.images import ImageError
-from keras_lightnets.tools.runtime import Meta, prepare
 
 Encode = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 Batch = tuple[np.ndarray, dict[str, np.ndarray]]
@@ -132,7 +131,6 @@ class Loader:
         self.encode = encode
         self.options = options
         self.skipped: dict[str, str] = {}
-        self.last_names: tuple[str, ...] = ()
         self._epoch = 0
         self._cache = _Cache(options.cache_bytes)
         self._lock = threading.Lock()
@@ -290,85 +288,22 @@ class Loader:
 
     def _run(self, steps: Iterator[tuple[int, int]]) -> Iterator[Batch]:
         ahead = self.options.threads * self.options.prefetch
-        queue: collections.deque[tuple[tuple[int, int], Future[Batch]]]
-        queue = collections.deque()
+        queue: collections.deque[Future[Batch]] = collections.deque()
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="loader")
         self._pools.add(pool)
         try:
             for step in steps:
-                queue.append((step, pool.submit(self.batch, *step)))
+                queue.append(pool.submit(self.batch, *step))
                 if len(queue) >= ahead:
-                    yield self._next(queue)
+                    yield queue.popleft().result()
             while queue:
-                yield self._next(queue)
+                yield queue.popleft().result()
         except (CancelledError, RuntimeError):
             if pool in self._pools:  # else `close` ended it
                 raise
         finally:
             self._pools.discard(pool)
             pool.shutdown(wait=True, cancel_futures=True)
-
-    def _next(self, queue: collections.deque[Any]) -> Batch:
-        step, future = queue.popleft()
-        batch: Batch = future.result()
-        self.last_names = self.names(*step)
-        return batch
-
-
-def evaluation_batches(
-    dataset: Dataset,
-    target: tuple[int, int],
-    fit: str = "stretch",
-    batch_size: int = 32,
-    workers: int = 0,
-) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
-    """Yield every image once, unchanged but for the resize of `tools.runtime`.
-
-    Args:
-        dataset: Where samples come from.
-        target: (height, width) of the network's input.
-        fit: "stretch" or "letterbox".
-        batch_size: Images per batch.
-        workers: Threads; 0: one per core, at most 8.
-
-    Yields:
-        Images, uint8 (batch_size, height, width, 3), black behind the last image;
-        and for each image that could be read the `meta` of the sample with
-        `placement`, whose `to_pixels` maps boxes of 0..1 back to the file's pixels.
-        An image that cannot be read is logged and left out.
-    """
-    meta = Meta(labels=(), size=target, resize=fit)
-
-    def read(index: int) -> tuple[np.ndarray, dict[str, Any]] | None:
-        try:
-            image, _, _, info = dataset.sample(index)
-        except ImageError as error:
-            logger.warning("Skipped image %s", error)
-            return None
-        image, placement = prepare(image, meta)
-        return image, {**info, "placement": placement}
-
-    def make(start: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        stop = min(start + batch_size, len(dataset))
-        found = [s for s in map(read, range(start, stop)) if s is not None]
-        images = np.zeros((batch_size, *target, 3), np.uint8)
-        for row, (image, _) in enumerate(found):
-            images[row] = image
-        return images, [info for _, info in found]
-
-    threads = LoaderOptions(workers=workers).threads
-    queue: collections.deque[Future[Any]] = collections.deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
-        try:
-            for start in range(0, len(dataset), batch_size):
-                queue.append(pool.submit(make, start))
-                if len(queue) > 2 * threads:
-                    yield queue.popleft().result()
-            while queue:
-                yield queue.popleft().result()
-        finally:
-            for future in queue:
-                future.cancel()
 
 
 class _Cache:

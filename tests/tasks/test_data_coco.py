@@ -208,7 +208,7 @@ FATAL = {
     "no_categories": content(categories=[]),
     "unknown_category": content(annotations=[box(1), box(2, category=99)]),
     "duplicate_image_id": content(images=[image(1), image(1, "2.jpg")]),
-    "duplicate_category_id": content(
+    "duplicate_category": content(
         categories=[{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]
     ),
     "malformed_entry": content(images=[image(1), {"id": 2}]),
@@ -225,6 +225,22 @@ def test_fatal_problems(kind, save):
         coco.CocoDataset(folder, path)
     assert caught.value.report.counts == report.counts
     assert isinstance(caught.value, ValueError)
+
+
+def test_two_categories_of_one_name_are_refused(save):
+    twice = [{"id": 7, "name": "cat"}, {"id": 8, "name": "cat"}]
+    _, report = coco.open_coco(*save(content(categories=twice)))
+    assert report.counts == {"duplicate_category": 1} and report.fatal
+
+
+def test_ids_written_as_floats_are_understood(save):
+    listed = [{**image(1), "id": 1.0}, {**image(2), "id": "second"}]
+    boxes = [box(1.0, 1), box(2, "second", category=7.0)]
+    kinds = [{"id": 7.0, "name": "cat"}]
+    data, report = coco.open_coco(*save(content(listed, boxes, kinds)))
+    assert report.problems == ()
+    assert [len(record.boxes) for record in data.records] == [1, 1]
+    assert data.category_ids == (7,) and data.records[0].image_id == 1
 
 
 ESCAPES = ["../x.jpg", "/etc/passwd", "a/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", ""]

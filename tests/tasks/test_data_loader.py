@@ -9,11 +9,7 @@ import pytest
 from keras_lightnets.tasks.data import coco, synthetic
 from keras_lightnets.tasks.data.augment import Augment
 from keras_lightnets.tasks.data.images import ImageError
-from keras_lightnets.tasks.data.loader import (
-    Loader,
-    LoaderOptions,
-    evaluation_batches,
-)
+from keras_lightnets.tasks.data.loader import Loader, LoaderOptions
 
 COUNT = 22
 
@@ -117,12 +113,17 @@ def test_resume_continues_the_same_stream(shapes):
 
 def test_names_tell_the_images_of_a_batch(shapes):
     loader = make(shapes, preset="none")
+    by_name = {record.file_name: record for record in shapes.records}
     for epoch in range(2):
-        for step, _ in enumerate(loader):
-            assert loader.last_names == loader.names(epoch, step)
-            rows = loader.order(epoch)[step * 5 : step * 5 + 5]
-            expected = tuple(shapes.records[i].file_name for i in rows)
-            assert loader.last_names == expected
+        for step, (_, targets) in enumerate(loader):
+            names = loader.names(epoch, step)
+            for row, name in enumerate(names):
+                labels = targets["labels"][row]
+                expected = by_name[name].labels.tolist()
+                assert labels[labels >= 0].tolist() == expected
+        assert (
+            len(set(itertools.chain(*map(loader.names, [epoch] * 4, range(4))))) == 20
+        )
 
 
 def test_encode_makes_the_targets(shapes):
@@ -250,19 +251,20 @@ def test_sizes_that_do_not_fit_are_refused(shapes):
     assert len(make(shapes, 30, drop_remainder=False)) == 1
 
 
-def test_evaluation_sees_every_image_once(shapes):
-    bad = Broken(shapes, {2})
-    found = []
-    for images, metas in evaluation_batches(bad, (64, 96), "letterbox", 4, 2):
-        assert images.shape == (4, 64, 96, 3) and images.dtype == np.uint8
-        assert (images[len(metas) :] == 0).all()
-        found += metas
-    names = [r.file_name for i, r in enumerate(shapes.records) if i != 2]
-    assert [meta["file_name"] for meta in found] == names
-    whole = np.array([[0, 0, 1, 1]], np.float32)
-    meta = found[0]
-    corners = meta["placement"].to_pixels(whole)
-    assert corners.tolist() == [[0, 0, meta["width"], meta["height"]]]
+def test_a_file_damaged_during_training_is_skipped(tmp_path):
+    config = synthetic.SyntheticConfig(train=6, val=1, size=96)
+    paths = synthetic.write_shapes(tmp_path, config)
+    data, report = coco.open_coco(paths["train"], paths["train_annotations"])
+    assert report.problems == ()
+    loader = make(data, 3)
+    assert len(list(loader)) == 2 and loader.skipped == {}
+    file = data.path(4)
+    file.write_bytes(file.read_bytes()[:2000])
+    data.path(1).unlink()
+    assert [len(images) for images, _ in loader] == [3, 3]
+    assert set(loader.skipped) == {"000002.jpg", "000005.jpg"}
+    assert "ends too early" in loader.skipped["000005.jpg"]
+    assert "no such file" in loader.skipped["000002.jpg"]
 
 
 def test_keras_trains_on_the_stream(shapes):
