@@ -13,6 +13,7 @@ FAMILIES = (
     "efficientnet_lite",
     "efficientnet_v2",
     "fbnet",
+    "fbnet_v2",
     "ghostnet",
     "mnasnet",
     "mobilenet_v1",

@@ -130,19 +130,24 @@ def depthwise_bn(
     return _norm(x, spec, name)
 
 
-def bias_conv(x: Any, filters: int, name: str) -> Any:
-    """Apply a 1x1 convolution with bias and no normalisation: `{name}_conv`.
+def bias_conv(x: Any, filters: int, name: str, use_bias: bool = True) -> Any:
+    """Apply a 1x1 convolution with no normalisation: `{name}_conv`.
 
     Args:
         x: Tensor of shape (batch, height, width, channels).
         filters: Output channels.
         name: Stem of the layer's name.
+        use_bias: Whether there is a bias.
 
     Returns:
         Tensor of shape (batch, height, width, filters).
     """
     return layers.Conv2D(
-        filters, 1, kernel_initializer=_kernel_init(), name=f"{name}_conv"
+        filters,
+        1,
+        use_bias=use_bias,
+        kernel_initializer=_kernel_init(),
+        name=f"{name}_conv",
     )(x)
 
 
