@@ -138,18 +138,16 @@ class Report:
         Returns:
             Lines: a summary, then each kind with its count, action and examples.
         """
-        size = f"{self.images} images and {self.annotations} annotations"
+        size = f"images: {self.images}, annotations: {self.annotations}"
         size += f" ({self.source})" if self.source else ""
         if not self.problems:
-            return f"No problem in {size}."
-        lines = [
-            f"{len(self.problems)} problems in {size}, {len(self.fatal)} of them fatal."
-        ]
+            return f"No problem found. {size}"
+        lines = [f"Problems: {len(self.problems)}, fatal: {len(self.fatal)}. {size}"]
         for name in self.counts:
             group = [p for p in self.problems if p.kind == name]
             kind = KINDS[name]
             stops = "fatal" if group[0].fatal else kind.action
-            lines.append(f"{len(group)} {kind.title} [{name}]: {stops}")
+            lines.append(f"{kind.title} [{name}]: {len(group)}, {stops}")
             lines += [f"    {p.where}: {p.detail}" for p in group[:examples]]
             if len(group) > examples:
                 lines.append(f"    ... and {len(group) - examples} more")

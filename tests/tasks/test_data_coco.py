@@ -63,7 +63,7 @@ def test_good_data_set(save):
     crowd = box(3, 2, (0, 0, 40, 30), 3, iscrowd=1, area=99.5)
     folder, path = save(content(annotations=[box(1), box(2, 2), crowd]))
     data, report = coco.open_coco(folder, path)
-    assert report.problems == () and "No problem in 2 images" in report.text()
+    assert report.problems == () and "No problem found. images: 2" in report.text()
     assert len(data) == 2
     assert data.names == ("cat", "dog") and data.category_ids == (7, 3)
     pixels, boxes, labels, meta = data.sample(1)
@@ -325,7 +325,7 @@ def test_one_report_lists_all_problems_of_two_sets(save):
     full = report.json()
     assert full["fatal"] == 2 and full["images"] == 7
     assert len(json.loads(json.dumps(full))["problems"]) == len(report.problems)
-    with pytest.raises(DatasetError, match="7 problems in 7 images"):
+    with pytest.raises(DatasetError, match="Problems: 7, fatal: 2. images: 7"):
         report.raise_if_fatal()
 
 
