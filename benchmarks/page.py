@@ -78,7 +78,10 @@ def render(sections: dict[str, Any]) -> str:
             "",
             "| " + " | ".join(keys) + " |",
             "|" + "---|" * len(keys),
-            *("| " + " | ".join(str(r[k]) for k in keys) + " |" for r in section["rows"]),
+            *(
+                "| " + " | ".join(str(r[k]) for k in keys) + " |"
+                for r in section["rows"]
+            ),
             "",
             section["note"],
             "",

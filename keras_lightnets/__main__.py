@@ -152,6 +152,58 @@ for _verb in ("train", "eval", "predict"):
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Folder that `train` has written.")],
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    format: Annotated[
+        list[str] | None,
+        typer.Option(help="tflite-float32, tflite-float16, tflite-int8, edgetpu."),
+    ] = None,
+    qat_epochs: Annotated[
+        int, typer.Option(help="Epochs of quantisation-aware training.")
+    ] = 0,
+    qat_learning_rate: Annotated[float, typer.Option(help="Its peak rate.")] = 2e-4,
+    io: Annotated[
+        str | None, typer.Option(help="uint8, int8 or float ends of int8 files.")
+    ] = None,
+    postprocess: Annotated[
+        bool, typer.Option(help="Append TFLite_Detection_PostProcess.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Quantise and export a run; every file is run, compared and measured."""
+    from keras_lightnets._deploy import DeployOptions, deploy
+    from keras_lightnets.tasks.commands import finish
+
+    def work() -> dict[str, Any]:
+        options = {
+            "run": run,
+            "formats": tuple([*(format or ()), *(more or ())]) or ("edgetpu",),
+            "qat_epochs": qat_epochs,
+            "qat_learning_rate": qat_learning_rate,
+            "io": io,
+            "postprocess": postprocess,
+        }
+        return deploy(DeployOptions.parse(options))
+
+    finish(work, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Folder of the run and the report.")] = (
+        "runs/demo"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Draw a data set, train, quantise, export, verify; minutes on two cores."""
+    from keras_lightnets._demo import run_demo
+    from keras_lightnets.tasks.commands import finish
+
+    finish(lambda: run_demo(Path(out)), as_json)
+
+
+@app.command()
 def edgetpu(
     file: Annotated[Path, typer.Argument(help="An uncompiled int8 .tflite file.")],
     strict: Annotated[

@@ -240,7 +240,7 @@ def test_h5_variables_get_names(tmp_path):
         ("net.onnx", b"\x08\x07\x12\x07pytorch" * 9, "no kind read here"),
         ("page.pth", b"<!DOCTYPE html><html>404</html>", "no kind read here"),
         ("list.pth", legacy_file(pickle.dumps([1, 2], 2)), "no state dict"),
-        ("plain.pkl", pickle.dumps({"a": 1}, 2), "no kind read here"),
+        ("plain.pkl", pickle.dumps({"a": 1}, 4), "not a PyTorch checkpoint"),
     ],
 )
 def test_other_files_are_refused(tmp_path, name, data, text):

@@ -19,7 +19,8 @@ try:
     main()
 except SystemExit as stop:
     code = stop.code
-heavy = [m for m in ("keras", "tensorflow", "jax", "torch", "albumentations") if m in sys.modules]
+heavy = {"keras", "tensorflow", "jax", "torch", "albumentations"}
+heavy = sorted(heavy & set(sys.modules))
 print(json.dumps({"heavy": heavy, "names": names, "code": code, "s": seconds}))
 """
 

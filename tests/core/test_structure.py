@@ -190,7 +190,9 @@ def has_check(node: ast.AST) -> bool:
         if isinstance(child, ast.Call):
             name = ast.unparse(child.func)
             last = name.split(".")[-1]
-            if name.endswith(("raises", "fail")) or last.startswith(("assert", "check")):
+            if name.endswith(("raises", "fail")) or last.startswith(
+                ("assert", "check")
+            ):
                 return True
     return False
 

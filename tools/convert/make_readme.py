@@ -16,7 +16,7 @@ GOLDEN = ROOT / "tests" / "golden"
 def models_table() -> str:
     """Return one row per network: cost from the goldens, the rest from the spec."""
     lines = [
-        "| name | function | size | params (M) | MAdds (M) | top-1 | weights, licence |",
+        "| name | function | size | params (M) | MAdds (M) | top-1 | weights |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in list_models():

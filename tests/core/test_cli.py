@@ -1,0 +1,42 @@
+"""The command line, called in this process."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from keras_lightnets.__main__ import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_list_filters_and_shows_tags():
+    found = json.loads(run("list", "ghost*", "--weights", "--json").stdout)
+    assert [row["name"] for row in found] == ["ghostnet"]
+    assert found[0]["weights"]
+
+
+def test_info_prints_cost_source_and_licence():
+    shown = run("info", "ghostnet").stdout
+    for text in ("5,182,508", "licence", "http", "1911.11907"):
+        assert text in shown
+
+
+def test_info_as_json_counts_layers():
+    facts = json.loads(run("info", "ghostnet_050", "--layers", "--json").stdout)
+    assert facts["params"] == 2587292
+    assert sum(row["madds"] for row in facts["layers"]) == facts["madds"]
+
+
+def test_unknown_model_is_explained():
+    result = run("info", "gohstnet")
+    assert isinstance(result.exception, ValueError)
+    assert "Did you mean 'ghostnet'" in str(result.exception)
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "predict"])
+def test_unknown_task_is_explained(verb):
+    result = run(verb, "detcet")
+    assert "Did you mean 'detect'" in str(result.exception)
