@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from keras_lightnets._spec import Preprocessing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -15,11 +17,16 @@ class Layout:
         kind: "torch" (OIHW kernels; `.weight`, `.bias`, `.running_mean`,
             `.running_var`) or "keras" (HWIO kernels, HDF5 by layer name).
         top: Layer names that exist only with `include_top=True`.
+        changes: Spec fields in which this publisher's networks differ, for files
+            of variants without published weights.
+        preprocessing: Its input normalisation, likewise; None for the spec's.
     """
 
     names: Callable[[Any], dict[str, str]]
     kind: str = "torch"
     top: tuple[str, ...] = ("top_classifier",)
+    changes: tuple[tuple[str, Any], ...] = ()
+    preprocessing: Preprocessing | None = None
 
 
 _EXPANDED = {

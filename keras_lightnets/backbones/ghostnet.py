@@ -12,6 +12,7 @@ from keras_lightnets._spec import (
     EXPANDED_LEVELS,
     IMAGENET,
     ModelSpec,
+    Preprocessing,
     Weights,
 )
 
@@ -79,6 +80,11 @@ class GhostNetSpec(ModelSpec):
     stem: int = 16
     top: int = 960
     hidden: int = 1280
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Input normalisation, the authors' for every width."""
+        return self.weights[0].preprocessing if self.weights else IMAGENET
 
 
 HUGGINGFACE = "https://huggingface.co/timm"

@@ -217,9 +217,15 @@ def _keras(spec: MobileNetV1Spec) -> dict[str, str]:
 
 
 LAYOUTS = {
-    "pytorchcv": Layout(names=_pytorchcv),
-    "timm": Layout(names=_timm),
-    "keras": Layout(names=_keras, kind="keras"),
+    "pytorchcv": Layout(
+        names=_pytorchcv,
+        changes=SPECS[0].weights[0].changes,
+        preprocessing=IMAGENET,
+    ),
+    "timm": Layout(
+        names=_timm, changes=TIMM_WEIGHTS.changes, preprocessing=INCEPTION
+    ),
+    "keras": Layout(names=_keras, kind="keras", preprocessing=INCEPTION),
 }
 FAMILY = Family(specs=SPECS, build=build, layouts=LAYOUTS)
 

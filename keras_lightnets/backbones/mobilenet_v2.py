@@ -311,10 +311,16 @@ def _keras(spec: MobileNetV2Spec) -> dict[str, str]:
 
 
 LAYOUTS = {
-    "torchvision": Layout(names=_torchvision),
-    "timm": Layout(names=_timm),
-    "keras": Layout(names=_keras, kind="keras"),
-    "pytorchcv": Layout(names=_pytorchcv),
+    "torchvision": Layout(
+        names=_torchvision, changes=TORCH, preprocessing=TORCHVISION
+    ),
+    "timm": Layout(names=_timm, changes=TORCH, preprocessing=IMAGENET),
+    "keras": Layout(names=_keras, kind="keras", preprocessing=INCEPTION),
+    "pytorchcv": Layout(
+        names=_pytorchcv,
+        changes=PYTORCHCV_WEIGHTS.changes,
+        preprocessing=IMAGENET,
+    ),
 }
 FAMILY = Family(specs=SPECS, build=build, layouts=LAYOUTS)
 

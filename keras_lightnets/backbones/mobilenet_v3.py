@@ -399,9 +399,14 @@ def _keras(spec: MobileNetV3Spec) -> dict[str, str]:
 
 TOP = ("top_hidden_conv", "top_classifier")
 LAYOUTS = {
-    "timm": Layout(names=_timm, top=TOP),
-    "torchvision": Layout(names=_torchvision, top=TOP),
-    "keras": Layout(names=_keras, kind="keras", top=TOP),
+    "timm": Layout(names=_timm, top=TOP, preprocessing=TF_RULE),
+    "torchvision": Layout(
+        names=_torchvision,
+        top=TOP,
+        changes=(("padding", "symmetric"),),
+        preprocessing=TORCH_RULE,
+    ),
+    "keras": Layout(names=_keras, kind="keras", top=TOP, preprocessing=TF_RULE),
 }
 FAMILY = Family(specs=SPECS, build=build, layouts=LAYOUTS, neck=neck)
 

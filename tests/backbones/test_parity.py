@@ -1,0 +1,107 @@
+"""Every endpoint and the logits equal the reference package's."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import keras_lightnets
+from keras_lightnets.tools.convert import make_parity as parity
+
+# Both sides compute in float32; sums over up to 1280 x 25 products differ by order.
+TOLERANCE = 1e-4
+
+
+def cases():
+    marks = {True: (), False: (pytest.mark.full,)}
+    return [
+        pytest.param(case, id=case.name, marks=marks[case.default])
+        for case in parity.CASES
+    ]
+
+
+def stored(case):
+    with np.load(parity.FOLDER / f"{case.name}.npz") as file:
+        return dict(file)
+
+
+def checkpoint(case, expected, folder):
+    """Write the publisher's state dict with the seeded weights."""
+    shapes = json.loads(expected["state"].tobytes())
+    path = folder / f"{case.name}.safetensors"
+    save_file(parity.seeded_state(shapes, case.gain), path)
+    return path
+
+
+def outputs(case, path):
+    levels = [*case.taps, "logits"]
+    model = keras_lightnets.create_model(
+        case.model, weights=path, endpoints=levels, input_shape=(*case.size, 3)
+    )
+    found = model(parity.seeded_images(case.size), training=False)
+    return {level: np.asarray(value) for level, value in found.items()}
+
+
+@pytest.mark.parametrize("case", cases())
+def test_every_endpoint_equals_the_oracle(case, tmp_path):
+    expected = stored(case)
+    found = outputs(case, checkpoint(case, expected, tmp_path))
+    for level in [*case.taps, "logits"]:
+        assert found[level].shape == tuple(expected[f"{level}_shape"]), level
+        apart = np.abs(parity.sample(found[level]) - expected[level]).max()
+        assert apart <= TOLERANCE * expected[f"{level}_max"], (level, apart)
+
+
+def test_every_level_of_every_case_is_compared():
+    for case in parity.CASES:
+        levels = {level.name for level in keras_lightnets.get_spec(case.model).levels}
+        assert set(case.taps) == levels, case.name
+        assert {*levels, "logits"} <= set(stored(case)), case.name
+
+
+def test_every_variant_has_an_oracle():
+    compared = {case.model for case in parity.CASES}
+    families = ("ghostnet", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3")
+    families += ("efficientnet_lite",)
+    names = {n for f in families for n in keras_lightnets.list_models(f"{f}*")}
+    assert compared == names
+
+
+# JAX compiles every operation by shape, so the default tier takes the smallest net.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenet_v1_025-pytorchcv",
+        pytest.param("ghostnet-timm", marks=pytest.mark.full),
+    ],
+)
+def test_jax_backend_gives_the_same(name, tmp_path):
+    pytest.importorskip("jax")
+    case = next(c for c in parity.CASES if c.name == name)
+    expected = stored(case)
+    path = checkpoint(case, expected, tmp_path)
+    code = textwrap.dedent(
+        f"""
+        import sys
+        sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+        import keras
+        import numpy as np
+        from test_parity import outputs, parity
+        assert keras.backend.backend() == "jax"
+        case = next(c for c in parity.CASES if c.name == {case.name!r})
+        found = outputs(case, {str(path)!r})
+        keep = {{k: parity.sample(v) for k, v in found.items()}}
+        np.savez({str(tmp_path / "found.npz")!r}, **keep)
+        """
+    )
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    with np.load(tmp_path / "found.npz") as found:
+        for level in [*case.taps, "logits"]:
+            apart = np.abs(found[level] - expected[level]).max()
+            assert apart <= TOLERANCE * expected[f"{level}_max"], (level, apart)
