@@ -13,7 +13,7 @@ backend::
 import importlib
 from typing import Any
 
-from keras_lightnets._version import __version__
+from keras_lightnets._version import __version__ as __version__
 
 _REGISTRY_NAMES = ("create_model", "get_spec", "list_models")
 
