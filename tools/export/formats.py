@@ -23,6 +23,7 @@ from keras_lightnets import _errors
 from keras_lightnets.tools import runtime
 from keras_lightnets.tools.export import _flatbuffer, edgetpu, postprocess
 from keras_lightnets.tools.export import verify as verifying
+from keras_lightnets.tools.export.postprocess import Postprocess
 
 # The most samples a file is compared on: decisions of a detector are counted per
 # anchor, so a few pictures give thousands.
@@ -129,7 +130,7 @@ class Detector:
     """
 
     meta: runtime.Meta
-    postprocess: postprocess.Postprocess | None = None
+    postprocess: Postprocess | None = None
 
 
 def export(
