@@ -484,7 +484,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         detector = Detector(options.model, meta)
         for path in options.images:
             found = detector.detect(read_image(path), options.threshold)
-            parts = (found.labels, found.scores, found.boxes.round(1))
+            parts = (found.labels, found.scores, found.boxes.astype(float).round(1))
             rows = [
                 {"label": detector.meta.labels[label], "score": score, "box": box}
                 for label, score, box in zip(*(p.tolist() for p in parts), strict=True)

@@ -261,3 +261,31 @@ def test_copied_file_runs_without_the_package(tmp_path):
 def test_command_line_says_what_is_missing(tmp_path, capsys):
     assert runtime.main([str(tmp_path / "m.tflite"), "a.jpg"]) == 1
     assert "No sidecar" in capsys.readouterr().err
+
+
+@pytest.mark.export
+def test_bare_environment_with_a_real_interpreter(tmp_path, shared):
+    """numpy and LiteRT alone, in an environment of their own."""
+    folder = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "-q", "numpy", "ai-edge-litert"],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        pytest.skip(f"the registry is not reachable: {done.stderr[-200:]}")
+    (tmp_path / "runtime.py").write_bytes(RUNTIME.read_bytes())
+    model = shared / "data" / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
+    code = (
+        "import numpy, runtime, sys\n"
+        f"model = runtime.TFLiteModel({str(model)!r})\n"
+        "out = model.run(numpy.full((1, 128, 128, 3), 99.0))[0]\n"
+        "found = sorted({'keras', 'tensorflow', 'cv2', 'PIL'} & set(sys.modules))\n"
+        "print(out.shape, 0.5 < out.sum() < 1.5, found)\n"
+    )
+    done = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "(1, 1001) True []", done.stderr
