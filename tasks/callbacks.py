@@ -54,6 +54,30 @@ class StopOnNan(keras.callbacks.Callback):
         )
 
 
+class SetRate(keras.callbacks.Callback):
+    """Sets the learning rate before each step.
+
+    Args:
+        rate: Learning rate of a step, counted over the whole run.
+        steps: Steps of an epoch.
+    """
+
+    def __init__(self, rate: Callable[[int], float], steps: int) -> None:
+        super().__init__()
+        self._rate, self._steps = rate, steps
+        self._first = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Remember the epoch's first step."""
+        self._first = epoch * self._steps
+
+    def on_train_batch_begin(
+        self, batch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Set the rate."""
+        self.model.optimizer.learning_rate = self._rate(self._first + batch)
+
+
 class ShowProgress(keras.callbacks.Callback):
     """Shows a bar per epoch on stderr, and one line per finished epoch.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ import numpy as np
 from keras_lightnets._errors import unknown
 from keras_lightnets.tasks import callbacks
 from keras_lightnets.tasks.config import TaskConfig
-from keras_lightnets.tasks.schedules import make_optimizer
+from keras_lightnets.tasks.schedules import make_optimizer, warmup_cosine
 
 
 class BatchSource(Protocol):
@@ -76,6 +77,7 @@ def fit(job: Job, folder: Path) -> callbacks.Record:
     record = callbacks.Record()
     if state.is_file():
         record = callbacks.load_state(state, job.model)
+    _build_losses(job, record.epoch)
     outcome = callbacks.Outcome(
         folder=folder,
         twin=job.twin,
@@ -95,6 +97,9 @@ def fit(job: Job, folder: Path) -> callbacks.Record:
             verbose=0,
             callbacks=[
                 SetEpoch(feed),
+                callbacks.SetRate(
+                    functools.partial(warmup_cosine, config, steps), steps
+                ),
                 callbacks.StopOnNan(job.source.names),
                 callbacks.Checkpoint(outcome, record),
                 bar,
@@ -103,6 +108,21 @@ def fit(job: Job, folder: Path) -> callbacks.Record:
     finally:
         bar.close()
     return record
+
+
+def _build_losses(job: Job, epoch: int) -> None:
+    """Create the losses' variables now: created by the first step they cost a trace.
+
+    TensorFlow traces a function a second time if the first pass made variables.
+    """
+    _, targets = next(job.source.stream(epoch, 0))
+    batch = job.config.batch_size
+    outputs = {
+        key: np.zeros((batch, *tensor.shape[1:]), np.float32)
+        for key, tensor in job.model.output.items()
+    }
+    job.model.compute_loss(y=targets, y_pred=outputs)
+    job.model.reset_metrics()
 
 
 class Feed(keras.utils.PyDataset):

@@ -1,5 +1,6 @@
 """Learning rate and optimiser of a training run."""
 
+import math
 from typing import Any
 
 import keras
@@ -7,34 +8,28 @@ import keras
 from keras_lightnets.tasks.config import TaskConfig
 
 
-def warmup_cosine(config: TaskConfig, steps_per_epoch: int) -> Any:
-    """Return a schedule that rises linearly, then falls along a cosine.
+def warmup_cosine(config: TaskConfig, steps_per_epoch: int, step: int) -> float:
+    """Return the learning rate of a step: a linear rise, then a cosine's fall.
 
     Args:
         config: Gives peak, final share, epochs and warm-up epochs.
         steps_per_epoch: Steps of one epoch.
+        step: From 0, over the whole run.
 
     Returns:
-        A `keras.optimizers.schedules.LearningRateSchedule`.
+        The rate; the first step of a warm-up is not 0, so that it learns too.
 
     Reference:
         Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983.
     """
     total = config.epochs * steps_per_epoch
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
-    peak = config.learning_rate
-    if warmup < 1:
-        return keras.optimizers.schedules.CosineDecay(
-            peak, total, alpha=config.final_rate
-        )
-    return keras.optimizers.schedules.CosineDecay(
-        # Not zero: the first step of a run should already learn.
-        peak / warmup,
-        max(total - warmup, 1),
-        alpha=config.final_rate,
-        warmup_target=peak,
-        warmup_steps=warmup,
-    )
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    share = (step - warmup) / max(total - warmup - 1, 1)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+    lowest = config.final_rate
+    return config.learning_rate * (lowest + (1.0 - lowest) * cosine)
 
 
 def average_decay(config: TaskConfig, total_steps: int) -> float:
@@ -69,7 +64,9 @@ def make_optimizer(config: TaskConfig, model: Any, steps_per_epoch: int) -> Any:
     """
     total = config.epochs * steps_per_epoch
     decay = average_decay(config, total) if config.ema else 0.0
-    rate = warmup_cosine(config, steps_per_epoch)
+    # A plain variable, set before each step: a schedule object would put its
+    # arithmetic into the graph once per weight and double the tracing time.
+    rate = config.learning_rate
     clip = config.clip_norm or None
     average = {"use_ema": decay > 0, "ema_momentum": decay}
     optimizer: Any
