@@ -1,6 +1,7 @@
 """Finds, checks and loads weights; random ones never stand in for missing ones."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from keras_lightnets._layout import Layout
 from keras_lightnets._spec import ModelSpec, Preprocessing, Weights
 
 ACCEPT = "KERAS_LIGHTNETS_ACCEPT_LICENCE"
+
+_log = logging.getLogger("keras_lightnets")
 
 _FILE_ENDINGS = (
     *(".safetensors", ".pth", ".pt", ".zip", ".h5", ".hdf5", ".keras"),
@@ -255,6 +258,17 @@ def _closest(ways: list[convert.Candidate], path: pathlib.Path) -> convert.Candi
         if len(entries) > 1 and entry.hash and " | " not in entry.hash:
             if not download.mismatch(path, entry.hash):
                 return way
+    numerics_of = {
+        (e.changes, e.preprocessing.mean, e.class_offset) for _, e in entries
+    }
+    if len(numerics_of) > 1:
+        _log.warning(
+            "%s fits %s alike, which differ in padding, epsilon or normalisation; it "
+            "is read as %s. Give the file the published name to choose another.",
+            path,
+            " and ".join(repr(entry.tag) for _, entry in entries),
+            repr(entries[0][1].tag),
+        )
     return ways[0]
 
 

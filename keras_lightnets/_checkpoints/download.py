@@ -95,7 +95,7 @@ def file_name(url: str) -> str:
     """
     if url.startswith(_HUB):
         return f"{_hub_repository(url).rpartition('/')[2]}.safetensors"
-    return urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+    return urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition("/")[2]
 
 
 def mismatch(path: pathlib.Path, expected: str) -> str:
@@ -179,7 +179,7 @@ def _from_package(url: str, expected: str) -> pathlib.Path:
 
 
 def _from_url(url: str, expected: str) -> pathlib.Path:
-    if not url.startswith(("https://", "http://")):
+    if not url.startswith(("https://", "http://")) or not file_name(url):
         raise WeightsError(f"{url!r} is not an address that can be downloaded.")
     folder = home() / "downloads"
     target = folder / file_name(url)

@@ -17,6 +17,7 @@ from keras_lightnets._errors import WeightsError
 KINDS = ("safetensors", ".pth (PyTorch)", ".pth.zip", ".weights.h5", ".h5", ".keras")
 
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
+_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 _MOST_MEMBER_BYTES = 1 << 32
 _TORCH_ENDINGS = (".pth", ".pt", ".pkl", ".ckpt", ".bin")
 _SAFE_DTYPES = {
@@ -123,10 +124,10 @@ def _read(stream: BinaryIO) -> Checkpoint:
         return _of_tree(hdf5.read(stream))
     if start.startswith(b"PK"):
         return _read_zip(stream)
-    if start.startswith(torch_files.LEGACY_START):
-        return Checkpoint(torch_files.read_legacy(stream))
     if start[8:9] == b"{":
         return _read_safetensors(stream.read())
+    if start[:1] == b"\x80" and start[1:2] in _PROTOCOLS:
+        return Checkpoint(torch_files.read_legacy(stream))
     raise WeightsError(
         f"The file is of no kind read here ({', '.join(KINDS)}); it starts with "
         f"{start[:8]!r}"

@@ -13,7 +13,6 @@ from keras_lightnets._checkpoints import pickles
 from keras_lightnets._errors import WeightsError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_START = b"\x80\x02\x8a\n"
 
 _STORAGES = {
     "DoubleStorage": "<f8",

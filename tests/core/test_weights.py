@@ -252,6 +252,20 @@ def test_publishers_file_by_path(torch_file, own, tmp_path):
     assert same(Tiny(weights=moved, include_top=False, input_shape=SIZE), own)
 
 
+def test_file_that_fits_two_published_sets_is_told_apart_or_said(
+    torch_file, own, caplog
+):
+    assert epsilons(Tiny(weights=torch_file, input_shape=SIZE)) == {1e-5}
+    assert "alike" not in caplog.text
+    named = torch_file.with_name("licensed.safetensors")
+    shutil.copy(torch_file, named)
+    assert epsilons(Tiny(weights=named, input_shape=SIZE)) == {1e-3}
+    unknown = torch_file.with_name("mine.safetensors")
+    shutil.copy(torch_file, unknown)
+    assert epsilons(Tiny(weights=unknown, input_shape=SIZE)) == {1e-5}
+    assert "'torch_in1k' and 'background'" in caplog.text
+
+
 def test_keras_like_file_by_path(own, tmp_path):
     import h5py
 
@@ -385,3 +399,26 @@ def test_conversion_is_kept_atomically(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["a.safetensors"]
     np.testing.assert_array_equal(store.cached("a")["x/kernel"], np.ones(3))
     assert store.cached("b") is None
+
+
+def test_every_published_set_can_be_asked_for():
+    from keras_lightnets import _registry
+    from keras_lightnets._checkpoints import convert
+
+    files: dict[str, str] = {}
+    for name in _registry.list_models(weights=True):
+        spec = _registry.get_spec(name)
+        layouts = _registry.family_module(_registry.family_of(name)).LAYOUTS
+        tags = [entry.tag for entry in spec.weights]
+        assert len(set(tags)) == len(tags), name
+        for entry in spec.weights:
+            found = convert.published(spec, layouts, entry).names
+            assert len(set(found.values())) == len(found), (name, entry.tag)
+            for url, expected in download._alternatives(entry):
+                assert url.startswith(("https://", "pypi:")), (name, url)
+                kind, _, digits = expected.partition(":")
+                assert not expected or kind in download._ALGORITHMS, (name, expected)
+                assert not expected or len(digits) >= download._LEAST_HASH
+                if url.startswith("https://"):
+                    file = download.file_name(url)
+                    assert files.setdefault(file, url) == url, file
