@@ -14,6 +14,7 @@ FAMILIES = (
     "efficientnet_v2",
     "fbnet",
     "fbnet_v2",
+    "fbnet_v3",
     "ghostnet",
     "mnasnet",
     "mobilenet_v1",
