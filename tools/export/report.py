@@ -50,9 +50,11 @@ th{color:var(--soft);font-weight:600;font-size:.85rem}
 td.n,th.n{text-align:right}
 .charts,.pictures{display:grid;gap:1.2rem;
 grid-template-columns:repeat(auto-fill,minmax(min(100%,18rem),1fr))}
-.charts{grid-template-columns:repeat(auto-fill,minmax(min(100%,25rem),1fr))}
+.charts{grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr))}
 figure{margin:0}
 figure svg{display:block;width:100%;height:auto}
+.pictures svg{--halo:#fff;--c0:#1159a0;--c1:#b4440c;--c2:#17703c;--c3:#7a31a0;
+--c4:#a81f3a;--c5:#3f4650}
 .pictures svg{border-radius:.3rem;background:var(--panel)}
 svg text{fill:var(--soft);font:13px system-ui,sans-serif}
 .grid{stroke:var(--line);stroke-width:1}
@@ -197,7 +199,9 @@ def _short(value: Any) -> str:
         return f"{value:,}"
     if not math.isfinite(value):
         return "–"
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    if abs(value) >= 100:
+        return f"{value:,.1f}"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1 else f"{value:.4g}"
 
 
 def _table(table: Table) -> str:
@@ -301,7 +305,8 @@ def _grid_line(height: float, value: float) -> str:
 
 def _line(points: Sequence[tuple[float, float]], colour: int) -> str:
     """A path that starts again after a missing value; single points are dots."""
-    steps, pen = [], "M"
+    steps: list[str] = []
+    pen = "M"
     for x, y in points:
         if not (math.isfinite(x) and math.isfinite(y)):
             pen = "M"
@@ -309,9 +314,9 @@ def _line(points: Sequence[tuple[float, float]], colour: int) -> str:
         steps.append(f"{pen}{x:.1f} {y:.1f}")
         pen = "L"
     path = "".join(steps)
-    # A step of no length with round caps shows a lone point.
     if len(steps) == 1:
-        path += "h0"
+        across, down = steps[0][1:].split()
+        return f'<circle cx="{across}" cy="{down}" r="3.5" fill="var(--c{colour})"/>'
     return (
         f'<path d="{path}" fill="none" stroke="var(--c{colour})" stroke-width="2.2" '
         'stroke-linejoin="round" stroke-linecap="round"/>'
@@ -335,7 +340,7 @@ def _picture(picture: Picture) -> str:
             f'<rect class="box" x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" '
             f'height="{y2 - y1:.1f}" stroke="{colour}"/>'
             f'<text x="{x1 + 2:.1f}" y="{max(y1 - size / 4, size):.1f}" '
-            f'style="font-size:{size:.1f}px;fill:{colour};stroke:var(--page);'
+            f'style="font-size:{size:.1f}px;fill:{colour};stroke:var(--halo);'
             f'stroke-width:{size / 4:.1f}px;paint-order:stroke">{_text(text)}</text>'
         )
     caption = f"<figcaption>{_text(picture.caption)}</figcaption>"
