@@ -130,29 +130,25 @@ class Augment:
         generators = np.random.default_rng(seed), random.Random(seed)
         kept = np.arange(len(boxes))
         if self.preset.geometry:
-            compose = self._compose("geometry")
-            compose.set_random_state(*generators)
-            rows = np.concatenate([boxes, kept[:, None]], 1).astype(np.float32)
-            changed = compose(image=image, bboxes=rows)
-            image = changed["image"]
-            rows = np.asarray(changed["bboxes"], np.float32).reshape(-1, 5)
-            boxes, kept = rows[:, :4], rows[:, 4].astype(np.int64)
+            size = np.array(image.shape[1::-1] * 2)
+            rows = np.concatenate([boxes / size, kept[:, None]], 1).astype(np.float32)
+            steps = self._steps("geometry")
+            image, rows = _apply(steps, generators, image, rows)
+            boxes, kept = _visible(rows, image.shape[:2])
         image, placement = prepare(image, self._meta)
         boxes = place_boxes(boxes, placement)
         if self.preset.colour:
-            compose = self._compose("colour")
-            compose.set_random_state(*generators)
-            image = compose(image=image)["image"]
+            image, _ = _apply(self._steps("colour"), generators, image, boxes[:0])
         big = ((boxes[:, 2:] - boxes[:, :2]) >= LEAST_SIDE).all(1)
         return image, boxes[big], kept[big]
 
-    def _compose(self, part: str) -> Any:
-        """Return this thread's composition; a composition holds random state."""
-        compose = getattr(self._local, part, None)
-        if compose is None:
-            compose = _build(getattr(self.preset, part), boxes=part == "geometry")
-            setattr(self._local, part, compose)
-        return compose
+    def _steps(self, part: str) -> list[Any]:
+        """Return this thread's transforms; a transform holds random state."""
+        steps: list[Any] | None = getattr(self._local, part, None)
+        if steps is None:
+            steps = [_build(op) for op in getattr(self.preset, part)]
+            setattr(self._local, part, steps)
+        return steps
 
 
 def place_boxes(boxes: np.ndarray, placement: Placement) -> np.ndarray:
@@ -179,24 +175,57 @@ def _albumentations() -> Any:
     return albumentations
 
 
-def _build(ops: tuple[Op, ...], boxes: bool) -> Any:
+def _build(op: Op) -> Any:
     library = _albumentations()
     own: dict[str, Callable[[], type]] = {"IoUCrop": _iou_crop_class}
-    steps = []
-    for op in ops:
-        if op.name not in own and not hasattr(library, op.name):
-            names = [n for n in dir(library) if n[0].isupper()]
-            raise unknown("albumentations transform", op.name, [*own, *names])
-        make = own[op.name]() if op.name in own else getattr(library, op.name)
-        steps.append(make(**op.options))
-    rules = None
-    if boxes:
-        rules = library.BboxParams(
-            format="pascal_voc",
-            min_visibility=LEAST_VISIBLE,
-            check_each_transform=False,
-        )
-    return library.Compose(steps, bbox_params=rules)
+    if op.name not in own and not hasattr(library, op.name):
+        names = [n for n in dir(library) if n[0].isupper()]
+        raise unknown("albumentations transform", op.name, [*own, *names])
+    make = own[op.name]() if op.name in own else getattr(library, op.name)
+    return make(**op.options)
+
+
+def _apply(
+    steps: list[Any],
+    generators: tuple[np.random.Generator, random.Random],
+    image: np.ndarray,
+    rows: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run transforms one after the other.
+
+    `albumentations.Compose` would check and convert the boxes several times over,
+    in Python, for which threads must wait on each other: three times the cost.
+
+    Args:
+        steps: The transforms.
+        generators: What they draw from, one after the other.
+        image: uint8 (H, W, 3).
+        rows: (M, 4 or more), boxes in shares of the sides, then what they carry.
+
+    Returns:
+        The image, and the rows; boxes may leave the image.
+    """
+    data: dict[str, Any] = {"image": image, "bboxes": rows}
+    for step in steps:
+        step.set_random_state(*generators)
+        data = step(**data)
+    return data["image"], data["bboxes"]
+
+
+def _visible(rows: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Clip boxes (M, 5) of shares to the image; drop those mostly cut off.
+
+    Returns boxes (K, 4) in pixels and the numbers in the last column (K,).
+    """
+    clipped = np.clip(rows[:, :4], 0, 1)
+    areas, left = (
+        np.clip(boxes[:, 2:4] - boxes[:, :2], 0, None).prod(1)
+        for boxes in (rows, clipped)
+    )
+    seen = left > LEAST_VISIBLE * areas
+    height, width = size
+    pixels = clipped[seen] * np.array([width, height] * 2, np.float32)
+    return pixels, rows[seen, 4].astype(np.int64)
 
 
 @functools.cache
@@ -210,9 +239,7 @@ def _iou_crop_class() -> type:
             self, params: dict[str, Any], data: dict[str, Any]
         ) -> dict[str, Any]:
             height, width = params["shape"][:2]
-            boxes = np.asarray(data["bboxes"], np.float32)
-            scaled = boxes[:, :4] if boxes.size else np.zeros((0, 4), np.float32)
-            scaled = scaled * np.array([width, height] * 2, np.float32)
+            scaled = data["bboxes"][:, :4] * np.array([width, height] * 2, np.float32)
             window = iou_window((height, width), scaled, self.random_generator)
             return {"crop_coords": window}
 
