@@ -141,9 +141,12 @@ def _add_weights(layer: Any) -> None:
 
 
 def _folded_call(tf: Any, layer: Any, inputs: Any) -> Any:
-    if layer.constants is None:
+    if layer.quantised is None:
+        # Until the toolkit has wrapped the layer, only its output's shape counts;
+        # the toolkit builds the graph four times.
+        kernel, bias = layer.kernel, None
+    elif layer.constants is None:
         kernel, bias = layer.quantised, fold_bias(tf, layer)
-        kernel = fold_kernel(tf, layer) if kernel is None else kernel
     else:
         kernel, top, bias = layer.constants
         kernel, top = tf.constant(kernel), tf.constant(top)
