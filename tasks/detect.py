@@ -103,30 +103,18 @@ def train(
         RunError: If the run exists and neither `resume` nor `overwrite` is given.
         TrainingError: If the loss stops being a number.
     """
+    run.check_free(config.folder, resume=resume, overwrite=overwrite)
     data = open_data(config)
     config = config.replace(labels=config.labels or data.train.names)
     _same_classes(config, data)
     if data.report.problems:
         sys.stderr.write(data.report.text() + "\n")
-    run.open_folder(config.folder, config, resume=resume, overwrite=overwrite)
-    run.write_json(config.folder / "data.json", data.report.json())
     from keras_lightnets.tasks import loop
 
     loop.prepare_backend(config)
-    twin = build_model(
-        config.replace(freeze=None, freeze_bn=False, precision="float32")
-    )
-    source = batches(config, "train", data.train)
-    job = loop.Job(
-        config=config,
-        model=build_model(config),
-        twin=twin,
-        loss=losses(config),
-        source=source,
-        evaluate=_judge(config, data, source),
-        monitor=MONITOR,
-        meta=describe(config),
-    )
+    job = _make_job(config, data)
+    run.open_folder(config.folder, config, resume=resume, overwrite=overwrite)
+    run.write_json(config.folder / "data.json", data.report.json())
     record = loop.fit(job, config.folder)
     _draw_results(config, data, record)
     return {
@@ -136,6 +124,23 @@ def train(
         "last": record.metrics["last"],
         "data": data.report.counts,
     }
+
+
+def _make_job(config: DetectConfig, data: Data) -> Any:
+    from keras_lightnets.tasks import loop
+
+    source = batches(config, "train", data.train)
+    plain = config.replace(freeze=None, freeze_bn=False, precision="float32")
+    return loop.Job(
+        config=config,
+        model=build_model(config),
+        twin=build_model(plain),
+        loss=losses(config),
+        source=source,
+        evaluate=_judge(config, data, source),
+        monitor=MONITOR,
+        meta=describe(config),
+    )
 
 
 def _same_classes(config: DetectConfig, data: Data) -> None:

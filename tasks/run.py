@@ -109,27 +109,42 @@ def open_folder(
         RunError: If the folder exists and neither is given, holds something else
             than a run, or the run has other options.
     """
-    if resume and overwrite:
-        raise RunError("--resume and --overwrite exclude each other; give one.")
-    known = (folder / "config.json").is_file()
-    if resume and known:
+    check_free(folder, resume=resume, overwrite=overwrite)
+    if resume and (folder / "config.json").is_file():
         _check_same(folder, config)
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not known:
-            raise RunError(
-                f"{folder} exists and is not a run folder (it has no config.json), so "
-                "it is left alone. Choose another --name."
-            )
-        if not overwrite:
-            raise RunError(
-                f"The run {folder} exists. Continue it with --resume, replace it with "
-                "--overwrite, or choose another --name."
-            )
+    if (folder / "config.json").is_file():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "versions.json", versions())
     write_text(folder / "config.json", config.to_json())
+
+
+def check_free(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Raise RunError unless a run may start or continue in the folder.
+
+    Args:
+        folder: The run's folder.
+        resume: Continue the run that is there.
+        overwrite: Delete the run that is there.
+
+    Raises:
+        RunError: If the folder exists and neither is given, or is no run's.
+    """
+    if resume and overwrite:
+        raise RunError("--resume and --overwrite exclude each other; give one.")
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / "config.json").is_file():
+        raise RunError(
+            f"{folder} exists and is not a run folder (it has no config.json), so it "
+            "is left alone. Choose another --name."
+        )
+    if not resume and not overwrite:
+        raise RunError(
+            f"The run {folder} exists. Continue it with --resume, replace it with "
+            "--overwrite, or choose another --name."
+        )
 
 
 # Options that change the speed of a run, not its result.
