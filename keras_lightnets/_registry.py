@@ -16,6 +16,7 @@ FAMILIES = (
     "fbnet_v2",
     "fbnet_v3",
     "ghostnet",
+    "gpunet",
     "mnasnet",
     "mobilenet_v1",
     "mobilenet_v2",
