@@ -190,10 +190,16 @@ def _from_url(url: str, expected: str) -> pathlib.Path:
         raise WeightsError(f"{url!r} is not an address that can be downloaded.")
     folder = home() / "downloads"
     target = folder / file_name(url)
+    problems: list[str] = []
     try:
+        found = _at_hand(url, expected, target, problems)
+        if found is not None:
+            return found
         folder.mkdir(parents=True, exist_ok=True)
         with locks.exclusive(folder / f"{target.name}.lock"):
-            return _locked(url, expected, target)
+            if not _is_good(target, expected):
+                _from_network(url, expected, target, problems)
+            return target
     except OSError as error:
         raise WeightsError(
             f"The weight cache {folder} cannot be used: {error}. Free or mend it, or "
@@ -201,31 +207,40 @@ def _from_url(url: str, expected: str) -> pathlib.Path:
         ) from error
 
 
-def _locked(url: str, expected: str, target: pathlib.Path) -> pathlib.Path:
-    """Return the file from cache, mirror or network; the lock is held."""
-    problems: list[str] = []
+def _is_good(target: pathlib.Path, expected: str) -> bool:
+    return target.is_file() and not mismatch(target, expected or _noted(target))
+
+
+def _at_hand(
+    url: str, expected: str, target: pathlib.Path, problems: list[str]
+) -> pathlib.Path | None:
+    """Return the file from cache or mirror folder, both of which may be read-only."""
+    if _is_good(target, expected):
+        return target
     if target.is_file():
         problem = mismatch(target, expected or _noted(target))
-        if not problem:
-            return target
         problems.append(f"{target} in the cache was damaged: {problem}.")
         _log.warning("%s in the weight cache is damaged and is fetched anew", target)
     mirror = os.environ.get(MIRROR, "")
-    remote = mirror.startswith(("https://", "http://"))
-    if mirror and not remote:
-        found = _from_mirror(pathlib.Path(mirror).expanduser(), url, expected, problems)
-        if found is not None:
-            return found
+    if not mirror or mirror.startswith(("https://", "http://")):
+        return None
+    return _from_mirror(pathlib.Path(mirror).expanduser(), url, expected, problems)
+
+
+def _from_network(
+    url: str, expected: str, target: pathlib.Path, problems: list[str]
+) -> None:
+    """Fetch the file from the mirror's address or its own; the lock is held."""
+    mirror = os.environ.get(MIRROR, "")
     addresses = [address(url)]
-    if remote:
+    if mirror.startswith(("https://", "http://")):
         addresses.insert(0, f"{mirror.rstrip('/')}/{urllib.parse.quote(target.name)}")
     if os.environ.get(OFFLINE, "").strip() not in ("", "0"):
         problems.append(f"{OFFLINE} forbids the network.")
         addresses = []
     for item in addresses:
         try:
-            _download(item, target, expected)
-            return target
+            return _download(item, target, expected)
         except WeightsError as error:
             problems.append(str(error))
     problems.append(

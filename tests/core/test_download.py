@@ -282,6 +282,20 @@ def test_unusable_cache_folder(server, home):
         download.obtain(entry(server))
 
 
+def test_read_only_cache_serves(server, home, monkeypatch):
+    path = download.obtain(entry(server))
+    monkeypatch.setattr(locks, "exclusive", lambda p: pytest.fail("wrote a lock"))
+    assert download.obtain(entry(server)) == path
+
+
+def test_mirror_folder_needs_no_cache(server, home, tmp_path, monkeypatch):
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "net.pth").write_bytes(CONTENT)
+    monkeypatch.setenv(download.MIRROR, str(tmp_path / "mirror"))
+    assert download.obtain(entry(server)) == tmp_path / "mirror" / "net.pth"
+    assert not home.exists()
+
+
 def test_redirect_announces_a_hash():
     import email.message
 
