@@ -58,7 +58,8 @@ def pick_endpoints(head: str, levels: Sequence[str]) -> tuple[str, ...]:
 
     Args:
         head: Name in HEADS.
-        levels: Names of the feature maps that the backbone has.
+        levels: Names of the feature maps that the backbone's spec lists; "features",
+            the map in front of the classifier's pooling, every backbone has.
 
     Returns:
         Names for the backbone's `endpoints` argument, from fine to coarse.
@@ -68,9 +69,9 @@ def pick_endpoints(head: str, levels: Sequence[str]) -> tuple[str, ...]:
 
     Example:
         >>> pick_endpoints("ssdlite", ["c3", "c4", "c5"])
-        ('c4', 'c5')
+        ('c4', 'features')
     """
-    return _endpoints.choose(head, find(head).endpoints, levels)
+    return _endpoints.choose(head, find(head).endpoints, [*levels, "features"])
 
 
 def find(name: str) -> Head:

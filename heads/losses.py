@@ -304,7 +304,7 @@ def _sum_of_largest(values: Any, count: Any) -> Any:
     """Sum the `count` largest entries of each row; values >= 0, count per row."""
     # Sorting keeps shapes static, and ties count as often as they are wanted.
     ordered = ops.flip(ops.sort(values, axis=-1), axis=-1)
-    rank = np.arange(values.shape[-1], dtype="float32")
+    rank = ops.arange(ops.shape(values)[-1], dtype="float32")
     kept = ops.cast(rank < ops.expand_dims(count, -1), values.dtype)
     return ops.sum(ordered * kept, axis=-1)
 

@@ -33,8 +33,9 @@ Args:
     classifier_activation: Activation of the classifier; None returns logits.
     name: Name of the model.
     include_preprocessing: Whether the model starts with the normalisation.
-    endpoints: Names of feature maps to return as a dict, out of {levels} and
-        "logits"; replaces the classifier.
+    endpoints: Names of feature maps to return as a dict, out of {levels},
+        "features" (what include_top=False returns) and "logits"; replaces the
+        classifier.
     output_stride: {strides}; smaller ones trade strides for dilation.
     **changes: Fields of the spec to change, such as `width=0.75`.
 
@@ -198,7 +199,7 @@ def _check(
     spec: ModelSpec, pooling: str | None, endpoints: Any, output_stride: int
 ) -> None:
     _inputs.check_pooling(pooling)
-    legal = [*(level.name for level in spec.levels), "logits"]
+    legal = [*(level.name for level in spec.levels), "features", "logits"]
     if isinstance(endpoints, str) or endpoints == ():
         raise ValueError(
             f"endpoints must be a tuple of names out of {', '.join(legal)}, such as "

@@ -210,6 +210,36 @@ def test_losses_serialise(loss):
     assert json.dumps(again.get_config()) == json.dumps(loss.get_config())
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="tf.function is TensorFlow's"
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_inside_a_tensorflow_function(known):
+    """As plain callables in a training step of a tf_keras model."""
+    import tensorflow as tf
+
+    target, labels = box_target([2, 5, 0]), labels_with([2, 5, 0])
+    pred = {"boxes": logits(4), "scores": logits(CLASSES + 1)}
+    parts = {"boxes": BoxLoss("giou"), "scores": MultiboxLoss()}
+    batch, anchors = (BATCH, ANCHORS) if known else (None, None)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((batch, anchors, 5)),
+            tf.TensorSpec((batch, anchors), tf.int32),
+            tf.TensorSpec((batch, anchors, 4)),
+            tf.TensorSpec((batch, anchors, CLASSES + 1)),
+        ]
+    )
+    def step(boxes, scores, pred_boxes, pred_scores):
+        return parts["boxes"](boxes, pred_boxes) + parts["scores"](scores, pred_scores)
+
+    value = step(target, labels, pred["boxes"], pred["scores"])
+    expected = float(parts["boxes"](target, pred["boxes"]))
+    expected += float(parts["scores"](labels, pred["scores"]))
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
 def test_unknown_kind():
     with pytest.raises(ValueError, match="Did you mean 'giou'"):
         BoxLoss("gio")

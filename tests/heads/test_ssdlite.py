@@ -225,9 +225,11 @@ def test_rectangular_and_unknown_sizes():
 def test_endpoints_by_preference():
     levels = ["c3", "c4", "c4_expand", "c5", "features"]
     assert heads.pick_endpoints("ssdlite", levels) == ("c4_expand", "features")
-    assert heads.pick_endpoints("ssdlite", ["c4", "c5"]) == ("c4", "c5")
+    assert heads.pick_endpoints("ssdlite", ["c4", "c5"]) == ("c4", "features")
+    with pytest.raises(ValueError, match="'c4_expand' or 'c4'"):
+        heads.pick_endpoints("ssdlite", ["c3", "c5"])
     with pytest.raises(ValueError, match="'features' or 'c5'"):
-        heads.pick_endpoints("ssdlite", ["c3", "c4"])
+        heads.attach(backbone(names=("c4", "c6")), "ssdlite", CONFIG)
     with pytest.raises(ValueError, match="Did you mean 'ssdlite'"):
         heads.pick_endpoints("ssdlight", levels)
     with pytest.raises(ValueError, match="'c4_expand' or 'c4'"):

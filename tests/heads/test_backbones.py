@@ -1,0 +1,56 @@
+"""SSDLite on one network of every family."""
+
+import numpy as np
+import pytest
+
+import keras_lightnets
+from keras_lightnets import _registry, heads
+from keras_lightnets.heads import ssdlite
+
+# Of the others, every feature map is checked by the networks' own contracts.
+DEFAULT = ("efficientnet_lite", "mobilenet_v2", "mobilenet_v3")
+SMALL = {
+    family: min(
+        _registry.family_module(family).SPECS,
+        key=lambda spec: (spec.default_size, spec.width, spec.name),
+    )
+    for family in _registry.FAMILIES
+}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in DEFAULT else pytest.mark.full)
+        for family in sorted(SMALL)
+        if any(level.name == "c5" for level in SMALL[family].levels)
+    ],
+)
+def test_head_fits(family):
+    spec = SMALL[family]
+    names = heads.pick_endpoints("ssdlite", [level.name for level in spec.levels])
+    backbone = keras_lightnets.create_model(
+        spec.name, weights=None, endpoints=names, input_shape=(64, 96, 3)
+    )
+    config = ssdlite.SSDLiteConfig(classes=2, image_size=(64, 96))
+    model = heads.attach(backbone, "ssdlite", config)
+    assert all(type(layer).__name__ != "Functional" for layer in model.layers)
+    image = np.full((1, 64, 96, 3), 127.0, "float32")
+    found = ssdlite.detect(model(image, training=False), config)
+    assert tuple(found.boxes.shape) == (1, 100, 4)
+    assert np.asarray(found.count) == [100]
+
+
+def test_parameters_of_the_papers_detector():
+    """MobileNetV2 + SSDLite on COCO: 4.3 M (Sandler et al. 2018, table 6)."""
+    levels = [level.name for level in keras_lightnets.get_spec("mobilenet_v2").levels]
+    backbone = keras_lightnets.create_model(
+        "mobilenet_v2",
+        weights=None,
+        endpoints=heads.pick_endpoints("ssdlite", levels),
+        input_shape=(64, 64, 3),
+    )
+    config = ssdlite.SSDLiteConfig(classes=80, image_size=64, flavour="mobilenet_v2")
+    model = heads.attach(backbone, "ssdlite", config)
+    count = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert count == 4_337_013
