@@ -334,6 +334,22 @@ def test_leading_conversion_does_not_end_the_partition(kind):
     assert verdict.network_mapped == (kind == "QUANTIZE")
 
 
+def test_network_ends_before_detection_post_processing():
+    image = tensor([1, 8, 8, 8], "FLOAT32")
+    ends = [
+        op("DEQUANTIZE", [MAP], [image], 2, (1, 2)),
+        op("SOFTMAX", [image], [image], 1, (2, 3)),
+        op("CUSTOM:TFLite_Detection_PostProcess", [image], [image], 1, (3, 4)),
+    ]
+    verdict = edgetpu.verdict([conv((0, 1)), *ends])
+    assert verdict.network_mapped
+    assert not verdict.all_mapped
+    broken = [op("HARD_SWISH", [MAP], [MAP], 1, (0, 1)), *ends]
+    assert not edgetpu.verdict(broken).network_mapped
+    floats = [op("CONV_2D", [image], [image], 1, (0, 1)), *ends[1:]]
+    assert not edgetpu.verdict(floats).network_mapped
+
+
 def test_computed_size_refuses_the_whole_graph():
     ops = [
         conv((0, 1)),

@@ -56,8 +56,7 @@ SIZE_INPUTS = {
     "RANGE": (0, 1, 2),
     "WHERE": (0,),
 }
-# Left on the CPU by design behind every detector: floats out, suppression.
-BORDER_OPS = ("QUANTIZE", "DEQUANTIZE", "TFLite_Detection_PostProcess")
+POSTPROCESS = "TFLite_Detection_PostProcess"
 CACHE_BYTES = 16 * 512 * 1024
 
 
@@ -106,6 +105,8 @@ class Verdict:
         on_chip_bytes: Parameter bytes cached on the chip.
         streamed_bytes: Parameter bytes sent again with every image.
         io: Name, dtype, shape, scale and zero point of inputs and outputs.
+        border: Positions of the ops that turn floats into 8 bits and back, and of
+            detection post-processing: on the CPU by design.
         compiler: The vendor's own word, where its compiler was run.
     """
 
@@ -113,6 +114,7 @@ class Verdict:
     on_chip_bytes: int
     streamed_bytes: int
     io: Mapping[str, Any]
+    border: frozenset[int] = frozenset()
     compiler: CompilerReport | None = None
 
     @property
@@ -128,7 +130,7 @@ class Verdict:
     @property
     def network_mapped(self) -> bool:
         """Whether every op between float conversion and post-processing is mapped."""
-        inner = [row for row in self.ops if row.mapped or row.op not in BORDER_OPS]
+        inner = [row for row in self.ops if row.index not in self.border]
         return bool(inner) and all(row.mapped for row in inner)
 
     @property
@@ -232,6 +234,7 @@ def _judge(graph: Graph) -> Verdict:
         on_chip_bytes=on_chip,
         streamed_bytes=streamed,
         io={side: [_io_row(tensor) for tensor in io[side]] for side in io},
+        border=_border(graph),
     )
 
 
@@ -269,6 +272,22 @@ def _partition(graph: Graph) -> tuple[OpVerdict, ...]:
         text = reason or f"{MAPPED}{note}"
         rows[op.index] = OpVerdict(op.index, op.label, reason is None, text)
     return tuple(rows.values())
+
+
+def _border(graph: Graph) -> frozenset[int]:
+    """Conversions from and to floats, and what leads in floats to post-processing."""
+    found = set()
+    wanted: set[int] = set()
+    for op in reversed(graph.ops):
+        sides = [t for t in (*op.inputs, *op.outputs) if t is not None and not t.const]
+        floats = {tensor.index for tensor in sides if tensor.dtype == "FLOAT32"}
+        leads = wanted & {tensor.index for tensor in op.outputs}
+        if leads or op.custom_code == POSTPROCESS:
+            wanted |= floats
+            found.add(op.index)
+        elif op.name in ("QUANTIZE", "DEQUANTIZE") and floats:
+            found.add(op.index)
+    return frozenset(found)
 
 
 def _dynamic(op: Op) -> str | None:

@@ -273,9 +273,13 @@ def _artifact(
             "detections differ from numpy"
         )
     if verdict is not None and not verdict.network_mapped:
-        row = verdict.first_unmapped
-        text = f": op {row.index} {row.op}: {row.reason}" if row is not None else ""
-        problems.append(f"not all ops are mapped to the Edge TPU{text}")
+        left = [
+            r for r in verdict.ops if not r.mapped and r.index not in verdict.border
+        ]
+        texts = [f"op {row.index} {row.op}: {row.reason}" for row in left[:3]]
+        problems.append(
+            f"{len(left)} ops are not mapped to the Edge TPU: {'; '.join(texts)}"
+        )
     described = verdict or edgetpu.verdict(content, compiler=False)
     ops: dict[str, int] = {}
     for op in described.ops:
