@@ -11,11 +11,13 @@ backend::
 """
 
 import importlib
+import os
+import sys
 from typing import Any
 
 from keras_lightnets._version import __version__ as __version__
 
-_REGISTRY_NAMES = ("create_model", "get_spec", "list_models")
+_PUBLIC = ("create_model", "get_spec", "list_models", "load_model")
 
 
 def create_model(name: str, **options: Any) -> Any:
@@ -39,6 +41,34 @@ def create_model(name: str, **options: Any) -> Any:
     spec = _registry.get_spec(name)
     module = _registry.family_module(_registry.family_of(name))
     return getattr(module, spec.function)(**options)
+
+
+def load_model(path: str | os.PathLike[str], *, compile: bool = False) -> Any:
+    """Load a `.keras` file that holds layers or losses of this package.
+
+    The same as `keras.saving.load_model` after everything that this package
+    registers with Keras is registered.
+
+    Args:
+        path: The file.
+        compile: Whether to compile the model as it was when saved.
+
+    Returns:
+        A `keras.Model`.
+
+    Example:
+        >>> load_model("runs/mine/best.keras").output  # doctest: +SKIP
+    """
+    import keras
+
+    _register()
+    return keras.saving.load_model(path, compile=compile)
+
+
+def _register() -> None:
+    """Import what Keras must know to load a file."""
+    for name in ("layers.norm", "heads.losses"):
+        importlib.import_module(f"keras_lightnets.{name}")
 
 
 def __getattr__(name: str) -> Any:
@@ -69,5 +99,11 @@ def __dir__() -> list[str]:
     from keras_lightnets import _registry
 
     return sorted(
-        [*_REGISTRY_NAMES, "__version__", *_registry.FAMILIES, *_registry.functions()]
+        [*_PUBLIC, "__version__", *_registry.FAMILIES, *_registry.functions()]
     )
+
+
+# `import keras, keras_lightnets` is enough for keras.saving.load_model; where keras
+# is not loaded yet, it stays so and `load_model` above registers.
+if "keras" in sys.modules:
+    _register()

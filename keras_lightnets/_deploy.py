@@ -72,7 +72,7 @@ class _Source:
     """A trained run: model, options, data, and the task's own callables."""
 
     def __init__(self, options: DeployOptions) -> None:
-        import keras
+        import keras_lightnets
 
         path = run.find_model(options.run)
         self.folder = path.parent
@@ -84,7 +84,7 @@ class _Source:
             )
         self.config = detect.DetectConfig.parse(self.about["config"])
         self.data = detect.open_data(self.config)
-        self.model = keras.saving.load_model(path, compile=False)
+        self.model = keras_lightnets.load_model(path)
         self.judge = detect.evaluate_fn(self.config, self.data.val)
 
     def predictor(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

@@ -284,11 +284,11 @@ def _load_finder(path: Path, limits: Any, batch_size: int) -> tuple[Any, Any]:
             ]
 
         return find, meta
-    import keras
+    import keras_lightnets
 
     from keras_lightnets.tasks import loop
 
-    model = keras.saving.load_model(path, compile=False)
+    model = keras_lightnets.load_model(path)
     predict_batch = loop.predict_batches(model)
     return finder.batch_finder(predict_batch, meta, limits, batch_size), meta
 

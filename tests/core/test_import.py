@@ -46,3 +46,34 @@ def test_list_prints_every_name(fresh):
     missing = [name for name in facts["names"] if name not in shown]
     assert facts["names"]
     assert not missing
+
+LOAD = """
+import sys
+{imports}
+model = {load}(sys.argv[1])
+print(type(model.layers[-1]).__module__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "load"),
+    [
+        ("import keras_lightnets", "keras_lightnets.load_model"),
+        ("import keras; import keras_lightnets", "keras.saving.load_model"),
+    ],
+)
+def test_a_fresh_process_loads_saved_models(imports, load, tmp_path):
+    import keras
+
+    from keras_lightnets.layers import BatchNormalization
+
+    inputs = keras.Input((4, 4, 2))
+    keras.Model(inputs, BatchNormalization()(inputs)).save(tmp_path / "m.keras")
+    code = LOAD.format(imports=imports, load=load)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m.keras")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.stdout.strip() == "keras_lightnets.layers.norm", run.stderr
