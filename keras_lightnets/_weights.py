@@ -219,7 +219,7 @@ def _from_file(
     spec: ModelSpec, layouts: Mapping[str, Layout], path: pathlib.Path
 ) -> Source:
     checkpoint = readers.read(path)
-    found = convert.candidates(spec, layouts)
+    found = convert.candidates(spec, layouts, _relatives(spec))
     ways = convert.recognise(checkpoint, found, path, spec.function)
     candidate = ways[0] if not ways[0].layout else _closest(ways, path)
     entry = candidate.entry if candidate.layout else None
@@ -245,6 +245,16 @@ def _from_file(
         where=str(path),
         config=None if candidate.layout else checkpoint.config,
     )
+
+
+def _relatives(spec: ModelSpec) -> list[Weights]:
+    """Return the published sets of the family's variants."""
+    from keras_lightnets import _registry
+
+    if spec.name not in _registry.list_models():
+        return []
+    module = _registry.family_module(_registry.family_of(spec.name))
+    return [entry for variant in module.SPECS for entry in variant.weights]
 
 
 def _closest(ways: list[convert.Candidate], path: pathlib.Path) -> convert.Candidate:

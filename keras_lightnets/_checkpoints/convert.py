@@ -77,28 +77,36 @@ def published(
     return Candidate(entry.layout, names, layout.top, layout.kind == "keras", entry)
 
 
-def candidates(spec: ModelSpec, layouts: Mapping[str, Layout]) -> list[Candidate]:
+def candidates(
+    spec: ModelSpec, layouts: Mapping[str, Layout], relatives: Iterable[Weights] = ()
+) -> list[Candidate]:
     """Return every way to read a file for this spec, our own names first.
 
-    The rest follows the order of the spec's weights, then that of the layouts
-    that no weights use, read with the layout's own numerics.
+    Args:
+        spec: The network.
+        layouts: The family's layouts.
+        relatives: Published sets of the family's other variants. The first of a
+            layout that the spec's own sets do not use lends its numerics.
+
+    Returns:
+        Own names, then the spec's sets, then the other layouts.
     """
-    theirs = [published(spec, layouts, entry) for entry in spec.weights]
-    used = {candidate.layout for candidate in theirs}
+    first: dict[str, Weights] = {}
+    for entry in relatives:
+        first.setdefault(entry.layout, dataclasses.replace(entry, tag="", url=""))
+    used = {entry.layout for entry in spec.weights}
+    lent = [e for name, e in first.items() if name in layouts and name not in used]
+    theirs = [published(spec, layouts, entry) for entry in (*spec.weights, *lent)]
+    known = {candidate.layout for candidate in theirs}
     plain = [
-        Candidate(
-            name,
-            layout.names(spec.replace(**dict(layout.changes))),
-            layout.top,
-            layout.kind == "keras",
-        )
+        Candidate(name, layout.names(spec), layout.top, layout.kind == "keras")
         for name, layout in layouts.items()
     ]
     own = [
         dataclasses.replace(c, layout="", slashed=True, names={k: k for k in c.names})
         for c in [*plain[:1], *theirs]
     ]
-    return [*own, *theirs, *(c for c in plain if c.layout not in used)]
+    return [*own, *theirs, *(c for c in plain if c.layout not in known)]
 
 
 def prefixes_of(checkpoint: Checkpoint) -> dict[str, dict[str, np.ndarray]]:
