@@ -136,14 +136,14 @@ def op(name, inputs, outputs, version=1, chain=(0, 1), **attrs):
     }
 
 
-def conv(chain, filters=8, taken=8, version=3, dtype="INT8", **attrs):
+def conv(chain, taken=8, version=3, dtype="INT8", kernel=(1, 1), **attrs):
     image = tensor([1, 8, 8, 8], dtype)
-    weights = tensor([filters, 1, 1, taken], const=True)
-    bias = tensor([filters], "INT32", const=True)
+    weights = tensor([8, *kernel, taken], const=True)
+    bias = tensor([8], "INT32", const=True)
     return op(
         "CONV_2D",
         [image, weights, bias],
-        [tensor([1, 8, 8, filters], dtype)],
+        [tensor([1, 8, 8, 8], dtype)],
         version,
         chain,
         **{"dilationWFactor": 1, "dilationHFactor": 1, **attrs},
@@ -157,7 +157,7 @@ REFUSED = {
     "float": (conv((0, 1), dtype="FLOAT32"), "unsupported data type: FLOAT32"),
     "int16": (conv((0, 1), dtype="INT16"), "unsupported data type: INT16"),
     "grouped": (conv((0, 1), taken=4), "grouped convolution, 2 groups"),
-    "dilation": (conv((0, 1), dilationWFactor=2), "dilation differs"),
+    "dilation": (conv((0, 1), kernel=(3, 3), dilationWFactor=2), "dilation differs"),
     "computed weights": (
         op("CONV_2D", [MAP, tensor([1, 1, 1, 8])], [MAP]),
         "weights are not constant",
@@ -188,8 +188,8 @@ REFUSED = {
         "not 1-D",
     ),
     "large softmax": (
-        op("SOFTMAX", [tensor([1, 16001])], [tensor([1, 16001])]),
-        "at most 16,000",
+        op("SOFTMAX", [tensor([1, 16385])], [tensor([1, 16385])]),
+        "mapped up to 16,384",
     ),
     "batch mean": (op("MEAN", [MAP, constant(0)], [MAP]), "over the batch"),
     "channel mean": (
@@ -261,6 +261,9 @@ def test_refusals_name_the_reason(case):
 
 
 MAPPED = {
+    "1-D dilation": conv((0, 1), kernel=(3, 1), dilationWFactor=2),
+    "requantise": op("QUANTIZE", [MAP], [tensor([1, 8, 8, 8], "UINT8")], 2),
+    "softmax": op("SOFTMAX", [tensor([1, 16384])], [tensor([1, 16384])], 2),
     "transpose": op("TRANSPOSE", [MAP, constant(0, 2, 1, 3)], [MAP]),
     "zero part": op(
         "CONCATENATION",

@@ -83,7 +83,8 @@ def _weights_constant(op: Op) -> str | None:
 
 def _equal_dilation(op: Op) -> str | None:
     pair = (op.attributes.get("dilationWFactor"), op.attributes.get("dilationHFactor"))
-    if pair[0] == pair[1]:
+    # A kernel of one row or column, as of a 1-D convolution, was mapped [G].
+    if pair[0] == pair[1] or 1 in _activation(op, 1).shape[1:3]:
         return None
     return f"{UNSPECIFIED}: dilation differs in x and y {pair} [T]"
 
@@ -121,8 +122,9 @@ def _one_dimension(op: Op) -> str | None:
     shape = _activation(op).shape
     if _wide(shape) > 1:
         return f"{UNSPECIFIED}: input {shape} is not 1-D [O]"
-    if math.prod(shape) > 16_000:
-        return f"{UNSPECIFIED}: {math.prod(shape)} elements, at most 16,000 [O]"
+    # The table says 16,000; 16,384 were mapped.
+    if math.prod(shape) > 16_384:
+        return f"{UNSPECIFIED}: {math.prod(shape)} elements, mapped up to 16,384 [G]"
     return None
 
 
@@ -244,7 +246,7 @@ RULES: dict[str, Rule] = {
     "PACK": Rule(2, "C T", (_pack_axis,)),
     "PAD": Rule(2, "T V", (_padding,)),
     "PRELU": Rule(1, "T R", (_alpha,)),
-    "QUANTIZE": Rule(1, "C G"),
+    "QUANTIZE": Rule(2, "C G"),
     "REDUCE_MAX": Rule(2, "T R", (_reduction,)),
     "REDUCE_MIN": Rule(2, "T R", (_reduction,)),
     "RELU": _CALM,
