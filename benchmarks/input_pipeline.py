@@ -17,6 +17,7 @@ Sides:
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import statistics
@@ -84,8 +85,9 @@ def own_sides(options: argparse.Namespace) -> dict[str, Round]:
         ("ours, cached", {"cache_bytes": CACHE}),
     ):
         loader = make_loader(options, **more)
-        sides[name] = lambda it=loader: timed(lambda: iter(it), options.epochs)
-        timed(lambda it=loader: iter(it), 1)
+        batches = functools.partial(iter, loader)
+        sides[name] = functools.partial(timed, batches, options.epochs)
+        timed(batches, 1)
     return sides
 
 
@@ -127,8 +129,9 @@ def torch_side(options: argparse.Namespace, reduced: bool) -> Round:
         persistent_workers=True,
         prefetch_factor=2,
     )
-    timed(lambda: iter(loader), 1)
-    return lambda: timed(lambda: iter(loader), options.epochs)
+    batches = functools.partial(iter, loader)
+    timed(batches, 1)
+    return functools.partial(timed, batches, options.epochs)
 
 
 def serve_torch(options: argparse.Namespace) -> None:
@@ -207,7 +210,7 @@ def main() -> None:
     sides = own_sides(options)
     if other is not None:
         for name in ("torch", "torch, reduced"):
-            sides[name] = lambda name=name: other.ask(name)
+            sides[name] = functools.partial(other.ask, name)
     try:
         result = compare(sides, options.rounds)
     finally:
