@@ -107,7 +107,7 @@ def attach(
         ...     weights=None, endpoints=("c4", "c5"), input_shape=(96, 96, 3))
         >>> config = SSDLiteConfig(classes=4, image_size=96)  # doctest: +SKIP
         >>> attach(backbone, "ssdlite", config).output["boxes"].shape  # doctest: +SKIP
-        (None, 288, 4)
+        (None, 312, 4)
     """
     outputs = find(head).build(backbone.output, config)
     return keras.Model(backbone.input, outputs, name=name or f"{backbone.name}_{head}")

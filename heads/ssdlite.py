@@ -152,7 +152,7 @@ def ssdlite(features: Mapping[str, Any], config: SSDLiteConfig) -> dict[str, Any
         >>> c4, c5 = keras.Input((4, 4, 96)), keras.Input((2, 2, 320))
         >>> config = SSDLiteConfig(classes=3, image_size=64)
         >>> ssdlite({"c4": c4, "c5": c5}, config)["scores"].shape
-        (None, 138, 4)
+        (None, 144, 4)
 
     Reference:
         Sandler et al. 2018, section 6.2, https://arxiv.org/abs/1801.04381; Howard et

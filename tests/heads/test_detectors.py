@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lightnets import heads
+from keras_lightnets import _weights, heads
 from keras_lightnets._errors import WeightsError
 from keras_lightnets.heads import boxes as box_ops
 from keras_lightnets.heads import detectors, losses, matching, ssdlite
@@ -128,6 +128,27 @@ def test_config_carries_the_publishers_numerics(detector):
     )
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     assert {(n.epsilon, n.momentum) for n in norms} == {(1e-3, 0.97)}
+
+
+def test_own_file_keeps_the_numerics(detector, tmp_path):
+    model, config = detector
+    _weights.save(model, tmp_path / "own.safetensors")
+    again, same = heads.create_detector(NAME, weights=tmp_path / "own.safetensors")
+    assert same == config
+    assert [layer.name for layer in again.layers] == [x.name for x in model.layers]
+    for new, old in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(new), keras.ops.convert_to_numpy(old)
+        )
+
+
+def test_a_classifiers_file_is_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    state = {"features.0.0.weight": np.zeros((16, 3, 3, 3), "float32")}
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="not a checkpoint of ssdlite320"):
+        heads.create_detector(NAME, weights=tmp_path / "other.safetensors")
 
 
 def test_unknown_names():
