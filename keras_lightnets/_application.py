@@ -37,6 +37,8 @@ Args:
         "features" (what include_top=False returns) and "logits"; replaces the
         classifier.
     output_stride: {strides}; smaller ones trade strides for dilation.
+    accept_licence: Accept the licence of weights that ask for it, such as
+        non-commercial ones; `keras-lightnets info` shows it.
     **changes: Fields of the spec to change, such as `width=0.75`.
 
 Returns:
@@ -100,12 +102,13 @@ def make_application(spec: ModelSpec, family: Family) -> Callable[..., Any]:
         include_preprocessing: bool = True,
         endpoints: Sequence[str] | None = None,
         output_stride: int = 32,
+        accept_licence: bool = False,
         **changes: Any,
     ) -> Any:
         wanted = _variant(spec.replace(**changes), family.specs)
         include_top = include_top and endpoints is None or "logits" in (endpoints or ())
         _check(wanted, pooling, endpoints, output_stride)
-        source = _weights.resolve(wanted, family.layouts, weights)
+        source = _weights.resolve(wanted, family.layouts, weights, accept_licence)
         if source is not None:
             _check_top(wanted, source, include_top, classes, classifier_activation)
             wanted = wanted.replace(**{**source.changes, **changes})
