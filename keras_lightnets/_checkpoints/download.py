@@ -92,17 +92,16 @@ def file_name(url: str) -> str:
     """Return the name under which a URL's file stands in cache and mirrors.
 
     It is the URL's last part, after "FOLDER-" where that alone says nothing, as
-    "model.pth". Hub repositories all call their file model.safetensors; those are
-    named REPOSITORY.safetensors.
+    "model.pth", and after three folders where it has no ending, as "zip". Hub
+    repositories all call their file model.safetensors; those are named
+    REPOSITORY.safetensors.
     """
     if url.startswith(_HUB):
         return f"{_hub_repository(url).rpartition('/')[2]}.safetensors"
-    folder, _, name = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition(
-        "/"
-    )
-    if name.partition(".")[0] in _GENERIC and folder:
-        return f"{folder.rpartition('/')[2]}-{name}"
-    return name
+    parts = urllib.parse.unquote(urllib.parse.urlsplit(url).path).split("/")
+    stem, dot, _ = parts[-1].partition(".")
+    count = 4 if not dot else 2 if stem in _GENERIC else 1
+    return "-".join(part for part in parts[-count:] if part) if parts[-1] else ""
 
 
 def mismatch(path: pathlib.Path, expected: str) -> str:

@@ -19,7 +19,7 @@ KINDS = ("safetensors", ".pth (PyTorch)", ".pth.zip", ".weights.h5", ".h5", ".ke
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 _MOST_MEMBER_BYTES = 1 << 32
-_TORCH_ENDINGS = (".pth", ".pt", ".pkl", ".ckpt", ".bin")
+_TORCH_ENDINGS = (".pth", ".pt", ".pkl", ".ckpt", ".bin", ".pth.tar")
 _SAFE_DTYPES = {
     "F64": "<f8",
     "F32": "<f4",

@@ -265,6 +265,8 @@ def test_hub_repositories(server, tmp_path, monkeypatch, url, place):
 def test_file_name_that_says_nothing_gets_its_folder(server):
     url = "https://host.example/nets/fbnet_a_f15/model.pth?download=1"
     assert download.file_name(url) == "fbnet_a_f15-model.pth"
+    url = "https://host.example/v2/models/net_p1/versions/21.12/zip"
+    assert download.file_name(url) == "net_p1-versions-21.12-zip"
     path = download.obtain(entry(server, "fbnet_b/model.pth"))
     assert path.name == "fbnet_b-model.pth"
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from keras_lightnets import _weights, layers
 from keras_lightnets._application import Family, make_application
-from keras_lightnets._checkpoints import download, readers, store
+from keras_lightnets._checkpoints import convert, download, readers, store
 from keras_lightnets._errors import WeightsError
 from keras_lightnets._layout import Layout
 from keras_lightnets._spec import IMAGENET, ModelSpec, Weights
@@ -266,6 +266,18 @@ def test_file_that_fits_two_published_sets_is_told_apart_or_said(
     assert "'torch_in1k' and 'background'" in caplog.text
 
 
+def test_layout_of_a_relative_lends_its_numerics():
+    from keras_lightnets import get_spec
+    from keras_lightnets.backbones import mobilenet_v2
+
+    spec = get_spec("mobilenet_v2_075")
+    assert "timm" not in {entry.layout for entry in spec.weights}
+    found = convert.candidates(spec, mobilenet_v2.LAYOUTS, _weights._relatives(spec))
+    lent = [c.entry for c in found if c.layout == "timm"]
+    assert [dict(e.changes)["padding"] for e in lent] == ["symmetric"]
+    assert [e.tag for e in lent] == [""]
+
+
 def test_keras_like_file_by_path(own, tmp_path):
     import h5py
 
@@ -403,7 +415,6 @@ def test_conversion_is_kept_atomically(tmp_path, monkeypatch):
 
 def test_every_published_set_can_be_asked_for():
     from keras_lightnets import _registry
-    from keras_lightnets._checkpoints import convert
 
     files: dict[str, str] = {}
     for name in _registry.list_models(weights=True):
