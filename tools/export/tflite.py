@@ -56,7 +56,7 @@ def convert(
         return _finish(function, graph, _int8_types(io), None)
     from keras_lightnets.tools.quantize import ptq
 
-    function, graph, samples = ptq.prepare(model, calibration or (), io != "float")
+    function, graph, samples = ptq.prepare(model, calibration, io != "float")
     return _finish(function, graph, _int8_types(io), samples)
 
 
