@@ -246,6 +246,10 @@ REFUSED = {
         op("UNIDIRECTIONAL_SEQUENCE_LSTM", [MAP], [MAP], timeMajor=True),
         "time first",
     ),
+    "batch split": (
+        op("SPLIT", [constant(0), MAP], [MAP, MAP], 2),
+        "splits the batch",
+    ),
     "batch packed": (op("PACK", [MAP], [MAP], axis=0), "packs the batch"),
     "large tile": (op("TILE", [MAP, constant(1, 2, 2, 1)], [MAP]), "only a 1x1 map"),
 }
@@ -262,6 +266,7 @@ def test_refusals_name_the_reason(case):
 
 MAPPED = {
     "1-D dilation": conv((0, 1), kernel=(3, 1), dilationWFactor=2),
+    "split in one": op("SPLIT", [constant(0), MAP], [MAP], 2),
     "requantise": op("QUANTIZE", [MAP], [tensor([1, 8, 8, 8], "UINT8")], 2),
     "softmax": op("SOFTMAX", [tensor([1, 16384])], [tensor([1, 16384])], 2),
     "transpose": op("TRANSPOSE", [MAP, constant(0, 2, 1, 3)], [MAP]),

@@ -205,6 +205,8 @@ def _keeps_channels(op: Op) -> str | None:
 
 def _split_axis(op: Op) -> str | None:
     axis = _constant(op, 0)
+    if len(op.outputs) == 1:  # splits nothing; mapped over the batch too [G]
+        return None
     if axis is None or axis[0] % len(_activation(op, 1).shape) == 0:
         return f"{UNSPECIFIED}: splits the batch or an unknown axis [R]"
     return None
