@@ -73,32 +73,7 @@ def info(
     side = size or spec.default_size
     model = create_model(spec.name, weights=None, input_shape=(side, side, 3))
     rows, whole = cost.costs(model), cost.total(model)
-    facts: dict[str, Any] = {
-        "name": spec.name,
-        "function": spec.function,
-        "input": [side, side, 3],
-        "params": whole.params,
-        "madds": whole.madds,
-        "largest_activation_bytes": whole.activation_bytes,
-        "top1": spec.top1,
-        "endpoints": {level.name: level.stride for level in spec.levels},
-        "output_strides": list(spec.output_strides),
-        "dynamic_size": spec.dynamic_size,
-        "int8_ok": spec.int8_ok,
-        "reason": spec.flags_reason,
-        "reference": spec.reference,
-        "weights": [
-            {
-                "tag": w.tag,
-                "source": w.source,
-                "licence": w.licence,
-                "top1": w.top1,
-                "url": w.url,
-                "hash": w.hash,
-            }
-            for w in spec.weights
-        ],
-    }
+    facts = _facts(spec, side, whole)
     if as_json:
         if layers:
             facts["layers"] = [vars(row) for row in rows]
@@ -129,6 +104,35 @@ def info(
         )
     if not facts["weights"]:
         typer.echo("weights: none published")
+
+
+def _facts(spec: Any, side: int, whole: Any) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "function": spec.function,
+        "input": [side, side, 3],
+        "params": whole.params,
+        "madds": whole.madds,
+        "largest_activation_bytes": whole.activation_bytes,
+        "top1": spec.top1,
+        "endpoints": {level.name: level.stride for level in spec.levels},
+        "output_strides": list(spec.output_strides),
+        "dynamic_size": spec.dynamic_size,
+        "int8_ok": spec.int8_ok,
+        "reason": spec.flags_reason,
+        "reference": spec.reference,
+        "weights": [
+            {
+                "tag": w.tag,
+                "source": w.source,
+                "licence": w.licence,
+                "top1": w.top1,
+                "url": w.url,
+                "hash": w.hash,
+            }
+            for w in spec.weights
+        ],
+    }
 
 
 def _task_command(verb: str) -> None:
