@@ -4,6 +4,10 @@ Run it with torch, timm, torchvision and pytorchcv installed; keras is not neede
 
     python tools/convert/make_parity.py [NAME ...]
 
+FBNet needs a checkout of facebookresearch/mobile-vision on the path (and
+cloudpickle, iopath, fvcore), GPUNet one of NVIDIA/DeepLearningExamples, its
+PyTorch/Classification/GPUNet.
+
 Weights are drawn per tensor from the publisher's own key (`seeded_state`), so the
 tests draw the same ones with numpy alone and no weights are stored. Each file holds
 the publisher's keys and shapes, samples of every endpoint and of the logits, and
@@ -40,8 +44,8 @@ class Case:
         norm: (mean, std) of the input, for pixels of 0-255.
         size: (height, width) of the input.
         default: Whether the default test tier compares it.
-        gain: Variance gain of the kernels. Deep nets whose activations have no
-            upper bound take less, so that gates do not saturate.
+        gain: Variance gain of the kernels. Deep nets take less, so that gates do
+            not saturate and rounding does not grow from block to block.
     """
 
     model: str
@@ -78,7 +82,7 @@ SMALL_TV = _taps("features.", (0, 1, 3, 8, 12), "features.9.block.0")
 ODD = (97, 75)
 
 # fmt: off
-CASES = (
+CASES: tuple[Case, ...] = (
     Case("ghostnet", "timm:ghostnet_100", GHOST, default=True, gain=1.0),
     Case("ghostnet_050", "timm:ghostnet_050", GHOST, size=ODD, gain=1.0),
     Case("ghostnet_130", "timm:ghostnet_130", GHOST, gain=1.0),
@@ -115,9 +119,33 @@ CASES = (
     Case("efficientnet_lite1", "timm:tf_efficientnet_lite1", V2_TIMM, HALF, size=ODD),
     Case("efficientnet_lite2", "timm:tf_efficientnet_lite2", V2_TIMM, HALF),
     Case("efficientnet_lite3", "timm:tf_efficientnet_lite3", V2_TIMM, HALF),
-    Case("efficientnet_lite4", "timm:tf_efficientnet_lite4", V2_TIMM, HALF),
+    Case("efficientnet_lite4", "timm:tf_efficientnet_lite4", V2_TIMM, HALF, gain=1.5),
 )
 # fmt: on
+
+
+def more_cases(path: pathlib.Path) -> tuple[Case, ...]:
+    """Read cases from a file.
+
+    Args:
+        path: JSON of "taps" (name -> {endpoint: module}) and "cases" (the fields of
+            a Case, with the name of its taps).
+
+    Returns:
+        The cases.
+    """
+    table = json.loads(path.read_text(encoding="utf-8"))
+    cases = []
+    for row in table["cases"]:
+        fields = {**row, "taps": table["taps"][row["taps"]]}
+        if "size" in fields:
+            fields["size"] = tuple(fields["size"])
+        cases.append(Case(**fields))
+    return tuple(cases)
+
+
+for _path in sorted(FOLDER.glob("cases_*.json")):
+    CASES += more_cases(_path)
 
 
 def seeded_tensor(key: str, shape: Sequence[int], gain: float = 2.0) -> np.ndarray:
@@ -202,6 +230,17 @@ def oracle(case: Case) -> Any:
         from torchvision import models
 
         return getattr(models, name)(weights=None).eval()
+    if package == "mobile_cv":
+        from mobile_cv.model_zoo.models.fbnet_v2 import fbnet
+
+        return fbnet(name).eval()
+    if package == "gpunet":
+        from models import gpunet_builder
+
+        place = pathlib.Path(gpunet_builder.__file__).parents[1]
+        path = place / "configs" / "batch1" / "GV100" / f"{name}.json"
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return gpunet_builder.GPUNet_Builder().get_model(rows).eval()
     from pytorchcv.model_provider import get_model
 
     model = get_model(name, pretrained=False)

@@ -1,0 +1,139 @@
+"""Every registered network holds the contracts of tests/contracts.py."""
+
+import csv
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+import keras_lightnets
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import contracts  # noqa: E402
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
+
+
+def golden(spec):
+    return json.loads((GOLDEN / f"{spec.name}.json").read_text())
+
+
+def specs():
+    """Return every spec; all but the smallest of its family are marked full."""
+    smallest: dict[str, tuple[int, str]] = {}
+    names = keras_lightnets.list_models()
+    names = [name for name in names if (GOLDEN / f"{name}.json").exists()]
+    found = [keras_lightnets.get_spec(name) for name in names]
+    for spec in found:
+        size = (golden(spec)["params"], spec.name)
+        family = type(spec).__name__
+        smallest[family] = min(smallest.get(family, size), size)
+    keep = {name for _, name in smallest.values()}
+    return [
+        pytest.param(s, id=s.name, marks=() if s.name in keep else pytest.mark.full)
+        for s in found
+    ]
+
+
+SPECS = specs()
+each = pytest.mark.parametrize("spec", SPECS)
+
+
+def test_every_variant_has_a_golden_file():
+    missing = [
+        name
+        for name in keras_lightnets.list_models()
+        if not (GOLDEN / f"{name}.json").exists()
+    ]
+    assert missing == []
+
+
+def test_published_counts():
+    """Parameters are exact; multiply-adds within 0.1 % of the reference's."""
+    with (GOLDEN / "oracles.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(line for line in file if line[0] != "#"))
+    assert len(rows) > 20
+    for row in rows:
+        facts = json.loads((GOLDEN / f"{row['name']}.json").read_text())
+        assert facts["params"] == int(row["params"]), row["name"]
+        side = int(row["size"])
+        if side == keras_lightnets.get_spec(row["name"]).default_size:
+            assert facts["madds"] / 1e6 == pytest.approx(
+                float(row["madds_m"]), rel=1e-3
+            ), row["name"]
+
+
+@each
+def test_signature(spec):
+    contracts.check_signature(spec)
+
+
+@each
+def test_flat_and_named(spec):
+    contracts.check_flat_and_named(spec)
+
+
+@each
+def test_bias_only_without_norm(spec):
+    contracts.check_bias_only_without_norm(spec)
+
+
+@each
+def test_golden_facts(spec):
+    expected, found = golden(spec), contracts.facts(spec)
+    prints = [np.asarray(f.pop("fingerprint")) for f in (expected, found)]
+    assert found == expected
+    # float32 on other processors: sums in another order.
+    np.testing.assert_allclose(
+        prints[1], prints[0], atol=1e-3 * np.abs(prints[0]).max()
+    )
+
+
+@each
+def test_endpoints(spec):
+    contracts.check_endpoints(spec, golden(spec))
+
+
+@each
+def test_dilation(spec):
+    if contracts.has_gates(spec):
+        pytest.skip("squeeze gates average over the grid, which dilation changes")
+    contracts.check_dilation_keeps_what_it_computes(spec)
+
+
+@each
+def test_round_trip(spec, tmp_path):
+    contracts.check_round_trip(spec, tmp_path)
+
+
+@each
+def test_gradients(spec):
+    contracts.check_gradients(spec)
+
+
+@each
+def test_options(spec):
+    contracts.check_options(spec)
+
+
+@each
+def test_same_seed_same_network(spec):
+    contracts.check_same_seed_same_network(spec)
+
+
+@pytest.mark.full
+def test_counts_at_the_oracles_size():
+    """Lite3 and Lite4 were counted at timm's sizes, not at the authors'."""
+    from keras_lightnets import cost
+
+    with (GOLDEN / "oracles.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(line for line in file if line[0] != "#"))
+    for row in rows:
+        side = int(row["size"])
+        model = keras_lightnets.create_model(
+            row["name"], weights=None, input_shape=(side, side, 3)
+        )
+        madds = cost.total(model).madds / 1e6
+        assert madds == pytest.approx(float(row["madds_m"]), rel=1e-3), row["name"]

@@ -1,0 +1,219 @@
+"""What every network of the registry must hold; each check takes its spec.
+
+The checks are functions so that a new family gets all of them by being listed in
+the registry. They ask the spec for capabilities, never the name.
+"""
+
+import fnmatch
+import inspect
+import re
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_lightnets
+from keras_lightnets import cost
+
+SIZE = 64
+NAMES = re.compile(
+    r"^(image|normalise|(stem|top|stage\d+_block\d+)(_[a-z0-9]+)*_"
+    r"(conv|bn|act|pad|add|concat|pool|scale|flatten|dropout|classifier|probabilities"
+    r"|split|swap|shuffle))$"
+)
+FIRST_ARGUMENTS = list(
+    inspect.signature(keras.applications.EfficientNetB0).parameters.items()
+)[:8]
+
+
+def seeded_values(model):
+    """Give every weight values drawn from a seed that is its own path."""
+    for layer in model.layers:
+        for variable in layer.weights:
+            key = f"{layer.name}/{variable.name}".encode()
+            random = np.random.RandomState(np.frombuffer(key, "uint8").astype("uint32"))
+            shape = tuple(variable.shape)
+            if len(shape) > 1:
+                # The last axis of a depthwise kernel (h, w, in, 1) is no fan-in.
+                fan_in = np.prod(shape[:2] if shape[-1] == 1 else shape[:-1])
+                value = random.randn(*shape) / np.sqrt(fan_in)
+            elif variable.name in ("gamma", "moving_variance"):
+                value = random.uniform(0.7, 1.3, shape)
+            else:
+                value = random.uniform(-0.2, 0.2, shape)
+            variable.assign(value.astype("float32"))
+
+
+def images(height=SIZE, width=SIZE, count=2):
+    random = np.random.RandomState(3)
+    return random.randint(0, 256, (count, height, width, 3)).astype("float32")
+
+
+def build(spec, **options):
+    return keras_lightnets.create_model(spec.name, weights=None, **options)
+
+
+def levels(spec):
+    return [level.name for level in spec.levels]
+
+
+def facts(spec):
+    """Return what the golden file records of a network."""
+    size = (spec.default_size, spec.default_size, 3)
+    model = build(spec, input_shape=size)
+    maps = build(
+        spec, input_shape=(SIZE, SIZE, 3), include_top=False, endpoints=levels(spec)
+    )
+    whole = cost.total(model)
+    return {
+        "params": whole.params,
+        "madds": whole.madds,
+        "layers": len(model.layers),
+        "channels": {key: value.shape[-1] for key, value in maps.output.items()},
+        "fingerprint": fingerprint(spec),
+    }
+
+
+def fingerprint(spec):
+    """Return a few logits for weights and images from fixed seeds."""
+    model = build(spec, input_shape=(SIZE, SIZE, 3), classifier_activation=None)
+    seeded_values(model)
+    logits = np.asarray(model(images(count=1), training=False))[0]
+    return [round(float(v), 5) for v in logits[::200]]
+
+
+def check_signature(spec):
+    function = getattr(keras_lightnets, spec.function)
+    own = list(inspect.signature(function).parameters.items())[:8]
+    for (name, ours), (theirs_name, theirs) in zip(own, FIRST_ARGUMENTS, strict=True):
+        assert name == theirs_name
+        if name != "name":
+            assert ours.default == theirs.default, name
+    assert function.__name__ == spec.function
+    assert "Returns:" in function.__doc__
+
+
+def check_flat_and_named(spec):
+    model = build(spec, input_shape=(SIZE, SIZE, 3))
+    names = [layer.name for layer in model.layers]
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not NAMES.match(name)] == []
+    assert not any(isinstance(layer, keras.Model) for layer in model.layers)
+
+
+def check_bias_only_without_norm(spec):
+    model = build(spec, input_shape=(SIZE, SIZE, 3))
+    names = {layer.name for layer in model.layers}
+    for layer in model.layers:
+        if layer.name.endswith("_conv"):
+            normed = layer.name[: -len("conv")] + "bn" in names
+            odd = any(fnmatch.fnmatch(layer.name, p) for p in spec.bias_exceptions)
+            assert layer.use_bias is (normed is odd), layer.name
+
+
+def check_endpoints(spec, golden):
+    """Check channels and strides, also for sides that no stride divides."""
+    for output_stride in spec.output_strides:
+        model = build(
+            spec,
+            include_top=False,
+            endpoints=levels(spec),
+            output_stride=output_stride,
+            input_shape=(None, None, 3) if spec.dynamic_size else (67, 93, 3),
+        )
+        found = model(images(67, 93, 1), training=False)
+        assert list(found) == levels(spec)
+        for level in spec.levels:
+            whole = output_stride == 32
+            stride = level.stride if whole else min(level.stride, output_stride)
+            channels = golden["channels"][level.name]
+            count, *sides, depth = found[level.name].shape
+            assert (count, depth) == (1, channels), level.name
+            for side, image in zip(sides, (67, 93), strict=True):
+                short = -(-image // stride) - side
+                allowed = 0 if spec.exact_strides else 2
+                assert 0 <= short <= allowed, level.name
+
+
+def check_dilation_keeps_what_it_computes(spec):
+    """A dilated network computes the strided one's values, and more between.
+
+    With symmetric padding the strided grid is a subset of the dense one. Squeeze
+    gates average over the grid, so only networks without them are compared.
+    """
+    changes = {"padding": "symmetric", "endpoints": ("c5",), "include_top": False}
+    strided, dense = (
+        build(spec, input_shape=(65, 65, 3), output_stride=s, **changes)
+        for s in (32, 8)
+    )
+    for model in (strided, dense):
+        seeded_values(model)
+    x = images(65, 65, 1)
+    coarse, fine = (np.asarray(m(x, training=False)["c5"]) for m in (strided, dense))
+    np.testing.assert_allclose(
+        fine[:, ::4, ::4], coarse, atol=1e-4 * np.abs(coarse).max()
+    )
+
+
+def has_gates(spec):
+    model = build(spec, input_shape=(SIZE, SIZE, 3))
+    return any(isinstance(layer, keras.layers.Multiply) for layer in model.layers)
+
+
+def check_round_trip(spec, folder):
+    model = build(spec, input_shape=(SIZE, SIZE, 3), classes=7)
+    seeded_values(model)
+    path = folder / "model.keras"
+    model.save(path)
+    again = keras.saving.load_model(path)
+    x = images()
+    np.testing.assert_array_equal(again(x, training=False), model(x, training=False))
+    maps = build(spec, include_top=False, endpoints=("c3", "c5"))
+    copy = keras.models.clone_model(maps)
+    assert list(copy.output) == ["c3", "c5"]
+
+
+def check_gradients(spec):
+    """Every trainable weight gets a gradient that is not all zero."""
+    import tensorflow as tf
+
+    model = build(spec, input_shape=(SIZE, SIZE, 3), classifier_activation=None)
+    seeded_values(model)
+    with tf.GradientTape() as tape:
+        logits = model(images(count=4), training=True)
+        loss = ops.sum(logits * np.random.RandomState(1).randn(*logits.shape))
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        assert gradient is not None, variable.path
+        assert np.abs(gradient).max() > 0, variable.path
+
+
+def check_options(spec):
+    """Pooling, input tensors, classes and left-out preprocessing do what they say."""
+    tensor = keras.Input((SIZE, SIZE, 3))
+    pooled = build(spec, include_top=False, pooling="avg", input_tensor=tensor)
+    assert len(pooled.output.shape) == 2
+    probabilities = build(spec, input_shape=(SIZE, SIZE, 3), classes=5)
+    seeded_values(probabilities)
+    found = np.asarray(probabilities(images(), training=False))
+    assert found.shape == (2, 5)
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, rtol=1e-5)
+    bare = build(
+        spec, input_shape=(SIZE, SIZE, 3), classes=5, include_preprocessing=False
+    )
+    seeded_values(bare)
+    mean, std = (
+        np.asarray(v) for v in (spec.preprocessing.mean, spec.preprocessing.std)
+    )
+    x = ((images() - mean) / std).astype("float32")
+    np.testing.assert_allclose(bare(x, training=False), found, atol=1e-4)
+
+
+def check_same_seed_same_network(spec):
+    sums = []
+    for seed in (4, 4, 5):
+        keras.utils.set_random_seed(seed)
+        model = build(spec, input_shape=(SIZE, SIZE, 3))
+        sums.append([float(np.abs(w).sum()) for w in model.get_weights()])
+    assert sums[0] == sums[1]
+    assert sums[0] != sums[2]
