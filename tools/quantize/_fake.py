@@ -24,7 +24,7 @@ SMALLEST_RANGE = 1e-8
 
 @functools.cache
 def toolkit() -> Any:
-    """Import the toolkit; it switches tf.keras to Keras 2, which is undone here."""
+    """Import the toolkit; what it does to TensorFlow's own keras is undone here."""
     before = os.environ.get("TF_USE_LEGACY_KERAS")
     try:
         return require("tensorflow_model_optimization", "qat").quantization.keras
