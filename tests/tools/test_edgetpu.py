@@ -399,6 +399,11 @@ def test_op_list_without_a_key():
         edgetpu.verdict([row])
 
 
+def test_op_without_its_inputs():
+    with pytest.raises(ValueError, match="op 0 CONV_2D lacks an input"):
+        edgetpu.verdict([op("CONV_2D", [MAP], [MAP])])
+
+
 def test_compiled_file_is_refused():
     with pytest.raises(ValueError, match="compiled for the Edge TPU already"):
         edgetpu.verdict([op("CUSTOM:edgetpu-custom-op", [MAP], [MAP])])

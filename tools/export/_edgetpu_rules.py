@@ -53,9 +53,9 @@ class Rule:
 
 def _activation(op: Op, position: int = 0) -> Tensor:
     """The tensor a check is about; the reader has made sure that it exists."""
-    tensor = op.inputs[position]
+    tensor = op.inputs[position] if position < len(op.inputs) else None
     if tensor is None:
-        raise ValueError(f"Op {op.index} {op.label} lacks input {position}.")
+        raise ValueError(f"A damaged graph: op {op.index} {op.label} lacks an input.")
     return tensor
 
 

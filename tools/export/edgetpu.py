@@ -1,8 +1,8 @@
 """Which operators of a .tflite file the Edge TPU compiler would map, and why not.
 
 The prediction needs the file alone. It agrees op by op with 72 stored and some 130
-public pairs of a file and its compiled form. Where the vendor's `edgetpu_compiler` is on the PATH, it is run as well and the
-two are compared.
+public pairs of a file and its compiled form. Where the vendor's `edgetpu_compiler` is
+on the PATH, it is run as well and the two are compared.
 
 Partition rule: the compiler makes one Edge TPU subgraph. An op that depends on an op
 left on the CPU stays on the CPU too, whatever its place in the file; leading ops that
