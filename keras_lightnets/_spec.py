@@ -104,6 +104,7 @@ class ModelSpec:
         dynamic_size: Whether height and width may be None.
         int8_ok: Whether the network quantises to int8 without float ops.
         fusable: Whether `tools.fuse` yields another (deploy) form.
+        exact_strides: Whether a map of stride s has ceil(side / s) cells per side.
         flags_reason: Why a capability is False; empty when all are True.
         reference: Paper, with arXiv id.
         weights: Published weights, the default first.
@@ -112,6 +113,8 @@ class ModelSpec:
         bn_momentum: Share of the old moving statistics kept per step (Keras sense).
         conv_bias: Whether convolutions before a normalisation have a bias, which is
             redundant; only where a publisher's files hold one.
+        bias_exceptions: Patterns of layer names whose publisher has a bias although
+            a normalisation follows, or none although none does.
         dropout: Rate before the classifier.
         classifier_bias: Whether the classifier adds a bias.
         params: Published or counted trainable parameters, for documentation.
@@ -129,6 +132,7 @@ class ModelSpec:
     dynamic_size: bool = True
     int8_ok: bool = True
     fusable: bool = False
+    exact_strides: bool = True
     flags_reason: str = ""
     reference: str
     weights: tuple[Weights, ...] = ()
@@ -136,6 +140,7 @@ class ModelSpec:
     bn_epsilon: float = 1e-3
     bn_momentum: float = 0.99
     conv_bias: bool = False
+    bias_exceptions: tuple[str, ...] = ()
     dropout: float = 0.2
     classifier_bias: bool = True
     top1: float | None = None

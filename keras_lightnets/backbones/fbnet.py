@@ -132,6 +132,7 @@ class FBNetSpec(ModelSpec):
     bn_epsilon: float = 1e-5
     bn_momentum: float = 0.9
     conv_bias: bool = True
+    bias_exceptions: tuple[str, ...] = ("*_conv",)
     dropout: float = 0.0
     reference: str = "Wu et al. 2018, FBNet, https://arxiv.org/abs/1812.03443"
     stem: int = 16
@@ -216,6 +217,7 @@ SPECS = (
         function="FBNetCb",
         rows=CB,
         conv_bias=False,
+        bias_exceptions=(),
         always_expand=True,
         top1=74.9,
         weights=(TIMM_WEIGHTS, PYTORCHCV_WEIGHTS),

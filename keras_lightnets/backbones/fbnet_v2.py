@@ -130,6 +130,7 @@ class FBNetV2Spec(ModelSpec):
     padding: str = "symmetric"
     bn_epsilon: float = 1e-5
     bn_momentum: float = 0.9
+    bias_exceptions: tuple[str, ...] = ("stem_conv", "top_hidden_conv")
     dropout: float = 0.0
     reference: str = "Wan et al. 2020, FBNetV2, https://arxiv.org/abs/2004.05565"
     stem: int = 16

@@ -158,6 +158,7 @@ class FBNetV3Spec(ModelSpec):
     padding: str = "symmetric"
     bn_epsilon: float = 1e-5
     bn_momentum: float = 0.9
+    bias_exceptions: tuple[str, ...] = ("stem_conv", "top_hidden_conv")
     dropout: float = 0.0
     reference: str = "Dai et al. 2020, FBNetV3, https://arxiv.org/abs/2006.02049"
     stem: int = 16
@@ -168,6 +169,7 @@ class FBNetV3Spec(ModelSpec):
     act: str = "hard_swish"
 
 
+NARROW = "the authors pad some strided convolutions less than half the kernel"
 TIMM_CHANGES = (("stem_bias", False), ("narrow", False))
 
 
@@ -210,12 +212,16 @@ SPECS = (
     FBNetV3Spec(
         name="fbnet_v3_a",
         function="FBNetV3A",
+        exact_strides=False,
+        flags_reason=NARROW,
         top1=79.57,
         weights=(_facebook_weights("FBNetV3_A_f235707940", 224, 242, 79.574),),
     ),
     FBNetV3Spec(
         name="fbnet_v3_b",
         function="FBNetV3B",
+        exact_strides=False,
+        flags_reason=NARROW,
         default_size=248,
         top1=80.21,
         weights=(
@@ -226,6 +232,8 @@ SPECS = (
     FBNetV3Spec(
         name="fbnet_v3_c",
         function="FBNetV3C",
+        exact_strides=False,
+        flags_reason=NARROW,
         rows=C,
         default_size=248,
         top1=80.83,
@@ -246,6 +254,8 @@ SPECS = (
     FBNetV3Spec(
         name="fbnet_v3_e",
         function="FBNetV3E",
+        exact_strides=False,
+        flags_reason=NARROW,
         rows=E,
         stem=24,
         default_size=264,
@@ -255,6 +265,8 @@ SPECS = (
     FBNetV3Spec(
         name="fbnet_v3_f",
         function="FBNetV3F",
+        exact_strides=False,
+        flags_reason=NARROW,
         rows=F,
         stem=24,
         default_size=272,
