@@ -23,6 +23,7 @@ from keras_lightnets.tasks.detector import (
     build_model,
     describe,
     encoder,
+    find_head,
     head_config,
     losses,
     make_loss,
@@ -165,7 +166,6 @@ def batches(config: DetectConfig, split: str = "train", dataset: Any = None) -> 
     Raises:
         ValueError: If the split is unknown or the data cannot be used.
     """
-    from keras_lightnets import heads
     from keras_lightnets._errors import unknown
     from keras_lightnets.tasks import finder
     from keras_lightnets.tasks.data import augment, loader
@@ -176,7 +176,7 @@ def batches(config: DetectConfig, split: str = "train", dataset: Any = None) -> 
         dataset = getattr(open_data(config), split)
     train_split = split == "train"
     config = with_labels(config)
-    anchors = heads.HEADS[config.head].anchors(head_config(config))
+    anchors = find_head(config).anchors(head_config(config))
     finder.category_order(config.labels, dataset)
     classes = [config.labels.index(name) for name in dataset.names]
     side = config.image_size
@@ -285,7 +285,6 @@ def _load_finder(path: Path, limits: Any, batch_size: int) -> tuple[Any, Any]:
 
         return find, meta
     import keras_lightnets
-
     from keras_lightnets.tasks import loop
 
     model = keras_lightnets.load_model(path)

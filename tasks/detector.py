@@ -122,6 +122,20 @@ def with_labels(config: DetectConfig) -> DetectConfig:
     return config.replace(labels=names)
 
 
+def find_head(config: DetectConfig) -> Any:
+    """Return the head's entry in `heads.HEADS`.
+
+    Raises:
+        ConfigError: If there is none; the closest name is suggested.
+    """
+    from keras_lightnets import heads
+    from keras_lightnets._errors import unknown
+
+    if config.head not in heads.HEADS:
+        raise ConfigError(str(unknown("head", config.head, heads.HEADS)))
+    return heads.HEADS[config.head]
+
+
 def head_config(config: DetectConfig) -> Any:
     """Return the config of the head.
 
@@ -134,12 +148,9 @@ def head_config(config: DetectConfig) -> Any:
     Raises:
         ConfigError: If a head option is unknown or has an illegal value.
     """
-    from keras_lightnets import heads
     from keras_lightnets._errors import unknown
 
-    kind = heads.HEADS[config.head].config if config.head in heads.HEADS else None
-    if kind is None:
-        raise ConfigError(str(unknown("head", config.head, heads.HEADS)))
+    kind = find_head(config).config
     legal = [field.name for field in dataclasses.fields(kind)]
     for key in config.head_options:
         if key not in legal:
@@ -222,7 +233,6 @@ def make_loss(
 
 def losses(config: DetectConfig) -> dict[str, Any]:
     """Return the loss of each output, with class weights if the config says so."""
-    from keras_lightnets import heads
     from keras_lightnets.heads.losses import class_balanced_weights
     from keras_lightnets.tasks.data import coco
 
@@ -233,7 +243,7 @@ def losses(config: DetectConfig) -> dict[str, Any]:
         counts = np.bincount(labels, minlength=len(data.names))
         order = [data.names.index(name) for name in config.labels]
         weights = class_balanced_weights(counts[order].tolist())
-    return heads.HEADS[config.head].losses(head_config(config), weights)
+    return find_head(config).losses(head_config(config), weights)
 
 
 def encoder(
@@ -272,7 +282,6 @@ def describe(config: DetectConfig) -> dict[str, Any]:
     Returns:
         JSON values; `runtime.Meta.from_dict` reads them.
     """
-    from keras_lightnets import heads
     from keras_lightnets.tools import runtime
 
     head = head_config(config)
@@ -280,7 +289,7 @@ def describe(config: DetectConfig) -> dict[str, Any]:
         labels=config.labels,
         size=(config.image_size, config.image_size),
         scores=head.score_activation,
-        anchors=heads.HEADS[config.head].anchors(head),
+        anchors=find_head(config).anchors(head),
         resize=config.resize,
         box_weights=tuple(head.box_weights),
     )

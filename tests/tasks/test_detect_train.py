@@ -111,12 +111,17 @@ def test_eval_of_the_run_repeats_its_metrics(config, trained):
 def test_eval_of_tflite_equals_keras(config, trained, boxes_set, tmp_path):
     import keras
     import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
 
     model = keras.saving.load_model(config.folder / "best.keras", compile=False)
     signature = tf.TensorSpec((1, 64, 64, 3), tf.float32)
     function = tf.function(lambda image: model(image, training=False))
-    concrete = function.get_concrete_function(signature)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
+    frozen = convert_variables_to_constants_v2(
+        function.get_concrete_function(signature)
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
     (tmp_path / "m.tflite").write_bytes(converter.convert())
     meta = run.read_meta(config.folder / "best.keras")
     del meta["config"]
@@ -238,6 +243,7 @@ def test_bad_data_is_one_json_error(tiny_options, boxes_set, tmp_path):
     code, result = invoke(
         *("train", "--data", tiny_options["data"], "--runs", str(tmp_path)),
         *("--annotations", str(tmp_path / "a.json")),
+        *("--val-data", tiny_options["val_data"]),
         *("--val-annotations", tiny_options["val_annotations"]),
     )
     assert code == 2
