@@ -167,6 +167,9 @@ def export(
         int, typer.Option(help="Epochs of quantisation-aware training.")
     ] = 0,
     qat_learning_rate: Annotated[float, typer.Option(help="Its peak rate.")] = 2e-4,
+    reuse_qat: Annotated[
+        bool, typer.Option(help="Take the quantised model of the last export.")
+    ] = False,
     io: Annotated[
         str | None, typer.Option(help="uint8, int8 or float ends of int8 files.")
     ] = None,
@@ -185,6 +188,7 @@ def export(
             "formats": tuple([*(format or ()), *(more or ())]) or ("edgetpu",),
             "qat_epochs": qat_epochs,
             "qat_learning_rate": qat_learning_rate,
+            "reuse_qat": reuse_qat,
             "io": io,
             "postprocess": postprocess,
         }
@@ -211,7 +215,10 @@ def demo(
 def edgetpu(
     file: Annotated[Path, typer.Argument(help="An uncompiled int8 .tflite file.")],
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit code 1 if an op is not mapped.")
+        bool,
+        typer.Option(
+            "--strict", help="Exit code 1 if an op of the network is not mapped."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -223,7 +230,7 @@ def edgetpu(
         _emit(found.json())
     else:
         typer.echo(found.table())
-    if strict and not found.all_mapped:
+    if strict and not found.network_mapped:
         raise typer.Exit(1)
 
 

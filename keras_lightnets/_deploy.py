@@ -1,10 +1,11 @@
 """From a run folder to verified files: where tasks and tools meet.
 
-`keras_lightnets.__main__` is the command line of this; nothing else imports it.
+`keras_lightnets.__main__` is the command line of this.
 """
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,12 @@ class DeployOptions(Options):
     )
     qat_learning_rate: float = Field(2e-4, gt=0, description="Its peak rate.")
     qat_batch_size: int = Field(8, ge=1, description="Its images per step.")
+    reuse_qat: bool = Field(
+        False, description="Take the quantisation-aware model of the last export."
+    )
     calibration: int = Field(100, ge=1, description="Training pictures for ranges.")
     io: str | None = Field(None, description="Type of the int8 files' ends.")
     postprocess: bool = Field(False, description="Append the detection op.")
-    evaluate: bool = Field(True, description="Measure every file on the val images.")
 
 
 def deploy(options: DeployOptions) -> dict[str, Any]:
@@ -42,8 +45,8 @@ def deploy(options: DeployOptions) -> dict[str, Any]:
         options: The run and what to make of it.
 
     Returns:
-        "float", "qat" (or None) and per format the measured figures; also written
-        to RUN/export/export.json.
+        "float", "qat" (None without) and per format the measured figures; also
+        written to RUN/export/export.json.
 
     Raises:
         ValueError: If the run, a format or an option is not legal.
@@ -51,30 +54,32 @@ def deploy(options: DeployOptions) -> dict[str, Any]:
     for name in options.formats:
         if name not in FORMATS:
             raise unknown("export format", name, FORMATS)
-    source = _Source(options)
-    result: dict[str, Any] = {"run": str(source.folder), "qat": None}
-    if options.evaluate:
-        result["float"] = source.judge(source.predictor())
-    quantised = None
-    if options.qat_epochs:
-        quantised, history = _train_quantised(source, options)
-        result["qat"] = {"history": history}
-        if options.evaluate:
-            result["qat"] |= source.judge(_predictor(quantised))
+    work = Deployment(options)
+    result = {"run": str(work.folder), "float": work.measure_float(), "qat": None}
+    if options.qat_epochs or options.reuse_qat:
+        result["qat"] = work.quantise()
     result["files"] = {
-        name: _export(source, name, quantised, options) for name in options.formats
+        name: work.export(name, options.postprocess) for name in options.formats
     }
-    run.write_json(source.folder / EXPORTS / "export.json", result)
+    run.write_json(work.folder / EXPORTS / "export.json", result)
     return result
 
 
-class _Source:
-    """A trained run: model, options, data, and the task's own callables."""
+class Deployment:
+    """A trained run and what becomes of it: model, data, the task's own callables.
+
+    Args:
+        options: The run and how to quantise it.
+
+    Raises:
+        ValueError: If there is no such run or its data is not usable.
+    """
 
     def __init__(self, options: DeployOptions) -> None:
         import keras_lightnets
 
         path = run.find_model(options.run)
+        self.options = options
         self.folder = path.parent
         self.about = run.read_meta(path)
         if "config" not in self.about:
@@ -85,17 +90,113 @@ class _Source:
         self.config = detect.DetectConfig.parse(self.about["config"])
         self.data = detect.open_data(self.config)
         self.model = keras_lightnets.load_model(path)
-        self.judge = detect.evaluate_fn(self.config, self.data.val)
+        self.quantised: Any = None
+        self._judge = detect.evaluate_fn(self.config, self.data.val)
 
-    def predictor(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    def measure_float(self) -> dict[str, Any]:
+        """Return the validation metrics of the Keras model."""
         from keras_lightnets.tasks.loop import predict_batches
 
-        return predict_batches(self.model)
+        return self._judge(predict_batches(self.model))
 
-    def pictures(self, part: str, count: int) -> list[np.ndarray]:
+    def quantise(self) -> dict[str, Any]:
+        """Train aware of quantisation, or read what the last export has trained.
+
+        Returns:
+            Validation metrics, and "history": the loss of each epoch.
+
+        Raises:
+            ValueError: If there is nothing to reuse.
+        """
+        from keras_lightnets.tools.quantize import qat
+
+        state = self.folder / EXPORTS / QAT_STATE
+        history: list[dict[str, float]] = []
+        if self.options.reuse_qat:
+            if not state.is_file():
+                raise ValueError(
+                    f"{self.folder} holds no quantisation-aware model ({state}). "
+                    "Export with --qat-epochs 2 first."
+                )
+            self.quantised = qat.restore(qat.prepare(self.model, None), state)
+        else:
+            calibration = _batched(self._calibration(), self.options.qat_batch_size)
+            self.quantised = qat.prepare(self.model, calibration)
+            history = self._train_quantised(state)
+        return {"history": history, **self._judge(_predictor(self.quantised))}
+
+    def _train_quantised(self, state: Path) -> list[dict[str, float]]:
+        from keras_lightnets.tools.quantize import qat
+
+        config = self.config.replace(batch_size=self.options.qat_batch_size)
+        batches = detect.batches(config, "train", self.data.train)
+
+        def epoch(number: int) -> Any:
+            batches.set_epoch(config.epochs + number)
+            return batches
+
+        def after(trained: Any, logs: dict[str, float]) -> None:
+            state.parent.mkdir(parents=True, exist_ok=True)
+            qat.save(trained, state)
+            sys.stderr.write(f"qat epoch {logs['epoch']} loss {logs['loss']:.4f}\n")
+
+        settings = qat.Settings(
+            epochs=self.options.qat_epochs,
+            learning_rate=self.options.qat_learning_rate,
+            frozen=self._frozen(),
+        )
+        loss = detect.make_loss(config)
+        try:
+            return qat.train(self.quantised, epoch, loss, settings, after)
+        finally:
+            batches.close()
+
+    def export(self, name: str, postprocess: bool = False) -> dict[str, Any]:
+        """Write one file, run it, compare it and measure it.
+
+        Args:
+            name: Name in FORMATS.
+            postprocess: Append the detection op.
+
+        Returns:
+            `Artifact.json()` and "metrics", those of the file on the validation
+            images.
+        """
+        from keras_lightnets.tools import runtime
+        from keras_lightnets.tools.export import formats
+        from keras_lightnets.tools.export.postprocess import Postprocess
+
+        int8 = FORMATS[name].kind == "int8"
+        aware = int8 and self.quantised is not None
+        folder = f"{name}-postprocess" if postprocess else name
+        path = self.folder / EXPORTS / folder / "model.tflite"
+        artifact = formats.export(
+            self.quantised if aware else self.model,
+            name,
+            path,
+            calibration=self._calibration() if int8 and not aware else None,
+            samples=self._pictures("val", formats.SAMPLES),
+            io=self.options.io if int8 else None,
+            detector=formats.Detector(
+                runtime.Meta.from_dict(self.about),
+                Postprocess() if postprocess else None,
+            ),
+        )
+        measured = detect.evaluate(
+            detect.EvalOptions(
+                model=str(path),
+                data=self.config.val_data or self.config.data,
+                annotations=self.config.val_annotations,
+            )
+        )
+        return {**artifact.json(), "metrics": measured}
+
+    def _calibration(self) -> list[np.ndarray]:
+        return self._pictures("train", self.options.calibration)
+
+    def _pictures(self, part: str, count: int) -> list[np.ndarray]:
         """Return the first pictures of "train" or "val" as the network sees them."""
-        dataset = getattr(self.data, part)
-        source = detect.batches(self.config, "val", dataset)
+        source = detect.batches(self.config, "val", getattr(self.data, part))
         found: list[np.ndarray] = []
         for images, _ in source:
             found.extend(images)
@@ -104,7 +205,7 @@ class _Source:
         source.close()
         return found[:count]
 
-    def frozen(self) -> tuple[str, ...]:
+    def _frozen(self) -> tuple[str, ...]:
         """Return the names of the layers that the run kept as they were."""
         if self.config.freeze is None:
             return ()
@@ -122,71 +223,3 @@ def _predictor(model: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
 def _batched(pictures: list[np.ndarray], size: int) -> Iterator[np.ndarray]:
     for start in range(0, len(pictures), size):
         yield np.stack(pictures[start : start + size])
-
-
-def _train_quantised(source: _Source, options: DeployOptions) -> tuple[Any, list[Any]]:
-    from keras_lightnets.tools.quantize import qat
-
-    size = options.qat_batch_size
-    pictures = source.pictures("train", options.calibration)
-    model = qat.prepare(source.model, _batched(pictures, size))
-    config = source.config.replace(batch_size=size)
-    batches = detect.batches(config, "train", source.data.train)
-
-    def epoch(number: int) -> Any:
-        batches.set_epoch(source.config.epochs + number)
-        return batches
-
-    def after(trained: Any, logs: dict[str, float]) -> None:
-        folder = source.folder / EXPORTS
-        folder.mkdir(parents=True, exist_ok=True)
-        qat.save(trained, folder / QAT_STATE)
-        sys.stderr.write(f"qat epoch {logs['epoch']} loss {logs['loss']:.4f}\n")
-
-    settings = qat.Settings(
-        epochs=options.qat_epochs,
-        learning_rate=options.qat_learning_rate,
-        frozen=source.frozen(),
-    )
-    history = qat.train(model, epoch, detect.make_loss(config), settings, after)
-    batches.close()
-    return model, history
-
-
-def _export(
-    source: _Source, name: str, quantised: Any, options: DeployOptions
-) -> dict[str, Any]:
-    from keras_lightnets.tools import runtime
-    from keras_lightnets.tools.export import formats
-    from keras_lightnets.tools.export.postprocess import Postprocess
-
-    row = FORMATS[name]
-    int8 = row.kind == "int8"
-    model = quantised if int8 and quantised is not None else source.model
-    pictures = None
-    if int8 and quantised is None:
-        pictures = source.pictures("train", options.calibration)
-    path = source.folder / EXPORTS / name / "model.tflite"
-    artifact = formats.export(
-        model,
-        name,
-        path,
-        calibration=pictures,
-        samples=source.pictures("val", formats.SAMPLES),
-        io=options.io if int8 else None,
-        detector=formats.Detector(
-            runtime.Meta.from_dict(source.about),
-            Postprocess() if options.postprocess else None,
-        ),
-    )
-    found = artifact.json()
-    if options.evaluate:
-        config = source.config
-        found["metrics"] = detect.evaluate(
-            detect.EvalOptions(
-                model=str(path),
-                data=config.val_data or config.data,
-                annotations=config.val_annotations,
-            )
-        )
-    return found
