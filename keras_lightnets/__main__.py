@@ -166,7 +166,6 @@ def export(
     qat_epochs: Annotated[
         int, typer.Option(help="Epochs of quantisation-aware training.")
     ] = 0,
-    qat_learning_rate: Annotated[float, typer.Option(help="Its peak rate.")] = 2e-4,
     reuse_qat: Annotated[
         bool, typer.Option(help="Take the quantised model of the last export.")
     ] = False,
@@ -187,7 +186,6 @@ def export(
             "run": run,
             "formats": tuple([*(format or ()), *(more or ())]) or ("edgetpu",),
             "qat_epochs": qat_epochs,
-            "qat_learning_rate": qat_learning_rate,
             "reuse_qat": reuse_qat,
             "io": io,
             "postprocess": postprocess,
