@@ -260,7 +260,9 @@ def save_state(path: Path, model: Any, record: Record) -> None:
         model: The compiled model.
         record: What the run has reached.
     """
-    arrays = {"record": np.array(json.dumps(dataclasses.asdict(record)))}
+    arrays: dict[str, Any] = {
+        "record": np.array(json.dumps(dataclasses.asdict(record)))
+    }
     for index, variable in enumerate(_variables(model)):
         arrays[f"v{index:05d}"] = keras.ops.convert_to_numpy(variable.value)
     with run.atomic_file(path) as part:

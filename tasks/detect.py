@@ -305,7 +305,7 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
         ValueError: If model, data or classes do not fit; the text says what to do.
     """
     from keras_lightnets.tasks import finder
-    from keras_lightnets.tasks.data import coco
+    from keras_lightnets.tasks.data import checks, coco
 
     path = run.find_model(options.model)
     limits = finder.Limits(iou=options.nms_iou, count=options.max_detections)
@@ -313,7 +313,8 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     dataset, report = coco.open_coco(images, annotations, strict=options.strict)
     if report.problems:
         sys.stderr.write(report.text() + "\n")
-    report.raise_if_fatal()
+    if dataset is None or report.fatal:
+        raise checks.DatasetError(report)
     find, meta = _load_finder(path, limits, options.batch_size)
     result = finder.evaluate(
         dataset,
@@ -375,7 +376,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     stream = finder.find_in(
         len(files), read, find, batch_size=options.batch_size, workers=options.workers
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     names = _picture_names(files)
     for index, item in enumerate(stream):
         if not isinstance(item, finder.Found):

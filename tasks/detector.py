@@ -194,8 +194,9 @@ def build_model(config: DetectConfig) -> Any:
     chosen = head_config(config)
     levels = [level.name for level in get_spec(config.backbone).levels]
     endpoints = heads.pick_endpoints(config.head, levels)
-    if config.freeze in levels and config.freeze not in endpoints:
-        endpoints = (config.freeze, *endpoints)
+    frozen = config.freeze or ""
+    if frozen in levels and frozen not in endpoints:
+        endpoints = (frozen, *endpoints)
     with loop.precision(config.precision):
         backbone = create_model(
             config.backbone,

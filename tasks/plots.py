@@ -46,9 +46,7 @@ def plot_history(
     _save(figure, path)
 
 
-def plot_precision(
-    curve: Sequence[float], recalls: Sequence[float], path: Path
-) -> None:
+def plot_precision(curve: Sequence[float], recalls: np.ndarray, path: Path) -> None:
     """Draw precision over recall.
 
     Args:

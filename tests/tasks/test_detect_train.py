@@ -247,7 +247,7 @@ def test_bad_data_is_one_json_error(tiny_options, boxes_set, tmp_path):
         *("--val-annotations", tiny_options["val_annotations"]),
     )
     assert code == 2
-    assert "line 1 column 13" in result["error"]
+    assert "line 1, column 13" in result["error"]
     assert os.listdir(tmp_path) == ["a.json"]
 
 
