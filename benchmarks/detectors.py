@@ -46,9 +46,9 @@ COCO128 = {
     "recipe": "demo",
     "image_size": 320,
     "head_options": SMALL_BOXES,
-    "augment": "light",
-    "freeze": None,
-    "epochs": 100,
+    "augment": "none",
+    "freeze": "c1",
+    "epochs": 80,
     "eval_every": 20,
 }
 
