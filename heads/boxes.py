@@ -130,7 +130,7 @@ def giou(first: Any, second: Any) -> Any:
 def encode(
     boxes: Any,
     anchors: Any,
-    weights: tuple[float, float, float, float] = BOX_WEIGHTS,
+    weights: tuple[float, ...] = BOX_WEIGHTS,
 ) -> Any:
     """Express boxes relative to anchors, one to one.
 
@@ -157,7 +157,7 @@ def encode(
 def decode(
     encodings: Any,
     anchors: Any,
-    weights: tuple[float, float, float, float] = BOX_WEIGHTS,
+    weights: tuple[float, ...] = BOX_WEIGHTS,
 ) -> Any:
     """Turn encodings back into boxes; the inverse of `encode`.
 

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -245,7 +246,7 @@ def _words(value: Any) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print columns as wide as their longest entry, whatever the terminal."""
     lines = [row for row in [header, *rows] if any(row)]
     widths = [max(len(row[i]) for row in lines) for i in range(len(header))]

@@ -110,7 +110,7 @@ def preprocess_with(rule: Preprocessing, x: Any, include_preprocessing: bool) ->
 def imagenet_classes() -> tuple[tuple[str, str], ...]:
     """Return (WordNet id, name) of the 1000 ImageNet classes, in training order."""
     text = resources.files("keras_lightnets").joinpath("imagenet_classes.csv")
-    with text.open(encoding="utf-8", newline="") as file:
+    with text.open(encoding="utf-8") as file:
         rows = csv.reader(line for line in file if not line.startswith("#"))
         return tuple((wnid, name) for wnid, name in rows)
 

@@ -5,7 +5,6 @@ Run with: python tools/convert/make_readme.py
 
 import json
 import pathlib
-import re
 
 from keras_lightnets import get_spec, list_models
 
@@ -45,10 +44,10 @@ def render(text: str) -> str:
         The text with the tables replaced.
     """
     for name, table in TABLES.items():
-        pattern = rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)"
-        text = re.sub(
-            pattern, lambda m, t=table: f"{m[1]}{t()}\n{m[2]}", text, flags=re.DOTALL
-        )
+        opening, closing = f"<!-- table:{name} -->\n", "<!-- /table -->"
+        before, _, rest = text.partition(opening)
+        _, _, after = rest.partition(closing)
+        text = f"{before}{opening}{table()}\n{closing}{after}"
     return text
 
 

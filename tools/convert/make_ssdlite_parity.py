@@ -99,8 +99,12 @@ def main(folder: Path) -> None:
     """
     _declare_operators()
     detector = _detector()
-    np.savez_compressed(folder / "ssdlite_torchvision.npz", **_reference(detector))
-    np.savez_compressed(folder / "ssdlite_nms.npz", **_suppressed())
+    _store(folder / "ssdlite_torchvision.npz", _reference(detector))
+    _store(folder / "ssdlite_nms.npz", _suppressed())
+
+
+def _store(path: Path, arrays: Mapping[str, Any]) -> None:
+    np.savez_compressed(path, **arrays)
 
 
 def _declare_operators() -> None:

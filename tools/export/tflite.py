@@ -56,7 +56,8 @@ def convert(
         return _finish(function, graph, _int8_types(io), None)
     from keras_lightnets.tools.quantize import ptq
 
-    function, graph, samples = ptq.prepare(model, calibration, io != "float")
+    pictures = () if calibration is None else calibration
+    function, graph, samples = ptq.prepare(model, pictures, io != "float")
     return _finish(function, graph, _int8_types(io), samples)
 
 
