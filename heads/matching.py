@@ -53,7 +53,7 @@ def match(
     anchors: Floats,
     crowd: npt.NDArray[np.bool_] | None = None,
     config: MatchConfig = _DEFAULT,
-    weights: tuple[float, float, float, float] = box_ops.BOX_WEIGHTS,
+    weights: tuple[float, ...] = box_ops.BOX_WEIGHTS,
 ) -> tuple[Floats, Ints]:
     """Assign every anchor an object, the background or nothing.
 

@@ -193,7 +193,7 @@ def batches(config: DetectConfig, split: str = "train", dataset: Any = None) -> 
         config.batch_size,
         seed=config.seed,
         shuffle=train_split,
-        encode=encoder(anchors, classes),
+        encode=encoder(anchors, classes, tuple(head.box_weights)),
         options=options,
     )
 

@@ -248,13 +248,14 @@ def losses(config: DetectConfig) -> dict[str, Any]:
 
 
 def encoder(
-    anchors: np.ndarray, classes: Sequence[int]
+    anchors: np.ndarray, classes: Sequence[int], box_weights: tuple[float, ...]
 ) -> Callable[..., dict[str, np.ndarray]]:
     """Return the function from an image's boxes to training targets.
 
     Args:
         anchors: (N, 4) cx, cy, w, h, 0..1.
         classes: The model's class of each class of the data set.
+        box_weights: Factors of the encodings.
 
     Returns:
         encode(boxes (M, 4) 0..1, labels (M,), crowd (M,)) -> {"boxes": (N, 5)
@@ -267,7 +268,9 @@ def encoder(
     def encode(
         boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray
     ) -> dict[str, np.ndarray]:
-        encodings, assigned = match(boxes, lookup[labels], anchors, crowd)
+        encodings, assigned = match(
+            boxes, lookup[labels], anchors, crowd, weights=box_weights
+        )
         positive = (assigned > 0).astype(np.float32)[:, None]
         return {"boxes": np.concatenate([encodings, positive], 1), "scores": assigned}
 
