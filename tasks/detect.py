@@ -176,7 +176,8 @@ def batches(config: DetectConfig, split: str = "train", dataset: Any = None) -> 
         dataset = getattr(open_data(config), split)
     train_split = split == "train"
     config = with_labels(config)
-    anchors = find_head(config).anchors(head_config(config))
+    head = head_config(config)
+    anchors = find_head(config).anchors(head)
     finder.category_order(config.labels, dataset)
     classes = [config.labels.index(name) for name in dataset.names]
     side = config.image_size
