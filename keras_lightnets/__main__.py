@@ -69,6 +69,7 @@ def info(
     from keras_lightnets._registry import get_spec
 
     spec = get_spec(name)
+    _load_keras()
     from keras_lightnets import cost, create_model
 
     side = size or spec.default_size
@@ -142,6 +143,8 @@ def _task_command(verb: str) -> None:
 
         if task not in TASKS:
             raise unknown("task", task, TASKS)
+        if "--help" not in context.args:
+            _load_keras()
         module = importlib.import_module(f"keras_lightnets.tasks.{task}")
         module.main([verb, *context.args])
 
@@ -179,6 +182,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Quantise and export a run; every file is run, compared and measured."""
+    _load_keras()
     from keras_lightnets._deploy import DeployOptions, deploy
     from keras_lightnets.tasks.commands import finish
 
@@ -204,6 +208,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Draw a data set, train, quantise, export, verify; minutes on two cores."""
+    _load_keras()
     from keras_lightnets._demo import run_demo
     from keras_lightnets.tasks.commands import finish
 
@@ -231,6 +236,21 @@ def edgetpu(
         typer.echo(found.table())
     if strict and not found.network_mapped:
         raise typer.Exit(1)
+
+
+def _load_keras() -> None:
+    """Import keras without the lines that TensorFlow's libraries write to stderr.
+
+    They come from C++ before its log level counts; Python errors still show.
+    """
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        importlib.import_module("keras")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _emit(result: Any) -> None:

@@ -7,6 +7,10 @@ from types import ModuleType
 from typing import Any
 
 
+# A longer list of legal values is cut to those closest to what was received.
+_MOST_SHOWN = 40
+
+
 class WeightsError(ValueError):
     """Published or given weights could not be loaded; the text says what to do."""
 
@@ -41,7 +45,11 @@ def unknown(what: str, value: Any, legal: Iterable[Any], hint: str = "") -> Valu
     names = [str(item) for item in legal]
     close = close_match(value, names)
     guess = f" Did you mean {close!r}?" if close else ""
-    text = f"Unknown {what} {value!r}.{guess} Legal: {', '.join(names) or 'none'}."
+    shown = names
+    if len(names) > _MOST_SHOWN:
+        shown = difflib.get_close_matches(str(value), names, n=12, cutoff=0.0)
+        shown.append(f"and {len(names) - len(shown)} more")
+    text = f"Unknown {what} {value!r}.{guess} Legal: {', '.join(shown) or 'none'}."
     return ValueError(f"{text} {hint}".rstrip())
 
 
