@@ -58,6 +58,7 @@ def _conv_bn(x, filters, name, act="relu6", **options):
 
 def detector(size=32, mean=127.0):
     """A two-level detector with every kind of layer that our networks use."""
+    keras.utils.set_random_seed(0)
     image = keras.Input((size, size, 3), name="image")
     x = layers.Rescaling(1 / 128, -np.asarray(mean) / 128, name="normalise")(image)
     x = _conv_bn(x, 8, "stem", kernel_size=3, strides=2, act=None)
@@ -89,6 +90,7 @@ def detector(size=32, mean=127.0):
 
 def classifier(size=32, act="relu6"):
     """A small classifier of five classes."""
+    keras.utils.set_random_seed(0)
     image = keras.Input((size, size, 3), name="image")
     x = layers.Rescaling(1 / 127.5, -1.0, name="normalise")(image)
     x = _conv_bn(x, 8, "stem", kernel_size=3, strides=2)

@@ -289,7 +289,7 @@ def _output_quantisers(output: Any) -> list[Any]:
 
 
 def _config() -> Any:
-    class Explicit(toolkit().QuantizeConfig):
+    class Explicit(toolkit().QuantizeConfig):  # type: ignore[misc]
         """The choice of `rules.plan` for one layer."""
 
         def __init__(self, kernel: bool, output: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -32,6 +33,7 @@ class Settings:
             gradient is computed before the first that trains, which saves most of
             the backward time when the high-resolution stages are frozen.
         recalibrate: Batches that renew the activation ranges after each epoch.
+        steps_per_epoch: Steps of an epoch; None takes the length of the batches.
     """
 
     epochs: int = 5
@@ -40,6 +42,7 @@ class Settings:
     clip_norm: float | None = 10.0
     frozen: tuple[str, ...] = ()
     recalibrate: int = 8
+    steps_per_epoch: int | None = None
 
 
 @dataclasses.dataclass
@@ -275,7 +278,7 @@ def train(
 
     Args:
         qat: What `prepare` returned.
-        batches: Iterable with a length, gone through once per epoch, or a function
+        batches: Iterable, gone through once per epoch, or a function
             of the epoch number that returns one. Items: (pictures of 0-255, targets).
         loss: Function of (targets, outputs) that returns a scalar tensor.
         settings: How to train.
@@ -286,7 +289,7 @@ def train(
         The dict of each epoch.
 
     Raises:
-        FloatingPointError: If the loss is NaN or infinite.
+        FloatingPointError: If the loss is NaN or infinite; weights stay as they were.
         ValueError: If no layer trains or an epoch is empty.
     """
     settings = settings or Settings()
@@ -295,11 +298,13 @@ def train(
     history = []
     while qat.epoch < settings.epochs:
         source = batches(qat.epoch) if callable(batches) else batches
-        total = len(source) * settings.epochs
+        steps = _steps(source, settings)
         losses: list[float] = []
         kept: list[np.ndarray] = []
-        for images, targets in source:
-            qat.optimizer.learning_rate.assign(_rate(qat.step, total, settings))
+        for images, targets in itertools.islice(source, steps):
+            qat.optimizer.learning_rate.assign(
+                _rate(qat.step, steps * settings.epochs, settings)
+            )
             value = float(run(images, targets))
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -322,6 +327,17 @@ def train(
         if on_epoch_end is not None:
             on_epoch_end(qat, history[-1])
     return history
+
+
+def _steps(source: Any, settings: Settings) -> int:
+    if settings.steps_per_epoch is not None:
+        return settings.steps_per_epoch
+    if not hasattr(source, "__len__"):
+        raise ValueError(
+            "The learning rate's schedule needs the number of steps: `batches` has no "
+            f"length ({type(source).__name__}). Set steps_per_epoch."
+        )
+    return len(source)
 
 
 def _rate(step: int, total: int, settings: Settings) -> float:
@@ -382,7 +398,13 @@ def _train_step(
             for pair in zip(gradients, variables, strict=True)
             if pair[0] is not None
         ]
-        qat.optimizer.apply_gradients(pairs)
+
+        def apply() -> Any:
+            qat.optimizer.apply_gradients(pairs)
+            return True
+
+        # A loss that is not finite leaves the weights as they were.
+        tf.cond(tf.math.is_finite(value), apply, lambda: False)
         return value
 
     return run
