@@ -34,7 +34,8 @@ def checkpoint(case, expected, folder):
     """Write the publisher's state dict with the seeded weights."""
     shapes = json.loads(expected["state"].tobytes())
     path = folder / f"{case.name}.safetensors"
-    save_file(parity.seeded_state(shapes, case.gain), path)
+    state = parity.seeded_state(shapes, case.gain, expected.get("scales"))
+    save_file(state, path)
     return path
 
 
@@ -67,9 +68,9 @@ def test_every_level_of_every_case_is_compared():
 def test_every_variant_has_an_oracle():
     compared = {case.model for case in parity.CASES}
     families = ("ghostnet", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3")
-    families += ("efficientnet_lite",)
+    families += ("efficientnet", "fbnet", "gpunet", "mnasnet")
     names = {n for f in families for n in keras_lightnets.list_models(f"{f}*")}
-    assert compared == names
+    assert names <= compared
 
 
 # JAX compiles every operation by shape, so the default tier takes the smallest net.

@@ -15,6 +15,7 @@ each output's largest magnitude.
 """
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import pathlib
@@ -46,6 +47,10 @@ class Case:
         default: Whether the default test tier compares it.
         gain: Variance gain of the kernels. Deep nets take less, so that gates do
             not saturate and rounding does not grow from block to block.
+        calibrated: Whether every variance of batch normalisation is multiplied by
+            that of what it normalises (one number per layer, stored), so that any
+            depth keeps the signal's size.
+        bgr: Whether the reference takes blue, green, red.
     """
 
     model: str
@@ -55,6 +60,8 @@ class Case:
     size: tuple[int, int] = (96, 96)
     default: bool = False
     gain: float = 2.0
+    calibrated: bool = False
+    bgr: bool = False
 
     @property
     def name(self) -> str:
@@ -129,7 +136,7 @@ def more_cases(path: pathlib.Path) -> tuple[Case, ...]:
 
     Args:
         path: JSON of "taps" (name -> {endpoint: module}) and "cases" (the fields of
-            a Case, with the name of its taps).
+            a Case, with the name of its taps); they are calibrated.
 
     Returns:
         The cases.
@@ -137,7 +144,7 @@ def more_cases(path: pathlib.Path) -> tuple[Case, ...]:
     table = json.loads(path.read_text(encoding="utf-8"))
     cases = []
     for row in table["cases"]:
-        fields = {**row, "taps": table["taps"][row["taps"]]}
+        fields = {**row, "taps": table["taps"][row["taps"]], "calibrated": True}
         if "size" in fields:
             fields["size"] = tuple(fields["size"])
         cases.append(Case(**fields))
@@ -173,18 +180,27 @@ def seeded_tensor(key: str, shape: Sequence[int], gain: float = 2.0) -> np.ndarr
 
 
 def seeded_state(
-    shapes: Mapping[str, Sequence[int]], gain: float = 2.0
+    shapes: Mapping[str, Sequence[int]],
+    gain: float = 2.0,
+    scales: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Draw a whole state dict.
 
     Args:
         shapes: The publisher's keys and shapes.
         gain: Variance of a kernel times its fan-in.
+        scales: Factors of the variances, in the order of their keys.
 
     Returns:
         {key: array}.
     """
-    return {key: seeded_tensor(key, shape, gain) for key, shape in shapes.items()}
+    state = {key: seeded_tensor(key, shape, gain) for key, shape in shapes.items()}
+    keys = [key for key in shapes if key.endswith(".running_var")]
+    for key, scale in zip(keys, () if scales is None else scales, strict=False):
+        mean = f"{key.removesuffix('var')}mean"
+        state[key] = state[key] * np.float32(scale)
+        state[mean] = state[mean] * np.sqrt(np.float32(scale))
+    return state
 
 
 def seeded_images(size: tuple[int, int]) -> np.ndarray:
@@ -241,12 +257,25 @@ def oracle(case: Case) -> Any:
         path = place / "configs" / "batch1" / "GV100" / f"{name}.json"
         rows = json.loads(path.read_text(encoding="utf-8"))
         return gpunet_builder.GPUNet_Builder().get_model(rows).eval()
+    if package in ("megvii", "peleenet", "squeezenext"):
+        return _official().build(package, name)
     from pytorchcv.model_provider import get_model
 
     model = get_model(name, pretrained=False)
     # Built for one input size only; the mean of a 7x7 map is the global mean.
     model.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)
     return model.eval()
+
+
+def _official() -> Any:
+    """Load the neighbouring file; this one may be run where nothing is installed."""
+    path = pathlib.Path(__file__).with_name("official_oracles.py")
+    spec = importlib.util.spec_from_file_location("official_oracles", path)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(f"{path} is missing")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def declare_torchvision_operators() -> None:
@@ -266,21 +295,72 @@ def declare_torchvision_operators() -> None:
 _KEPT: list[Any] = []
 
 
-def outputs(case: Case) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+def calibrate(model: Any, pixels: Any) -> np.ndarray:
+    """Return the variance of every normalisation's input, meant over its channels.
+
+    The model's variances and means are scaled on the way, layer after layer, so
+    that one pass is enough.
+
+    Args:
+        model: The reference network with seeded weights.
+        pixels: Its normalised input.
+
+    Returns:
+        float32 array, one factor per normalisation, in the order of the keys.
+    """
+    import torch
+
+    scales: dict[str, float] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+
+            def scale(norm: Any, inputs: Any, name: str = name) -> None:
+                factor = float(np.float32(inputs[0].var((0, 2, 3)).mean().item()))
+                scales[name] = factor
+                norm.running_var.mul_(factor)
+                norm.running_mean.mul_(float(np.sqrt(np.float32(factor))))
+
+            handles.append(module.register_forward_pre_hook(scale))
+    with torch.no_grad():
+        model(pixels)
+    for handle in handles:
+        handle.remove()
+    keys = [k for k in model.state_dict() if k.endswith(".running_var")]
+    return np.asarray([scales[k.removesuffix(".running_var")] for k in keys], "float32")
+
+
+def _fill(model: Any, state: Mapping[str, np.ndarray]) -> None:
+    """Copy values into a network, whatever its own loading would check."""
+    import torch
+
+    for key, tensor in model.state_dict().items():
+        tensor.copy_(torch.from_numpy(np.asarray(state[key])))
+
+
+def outputs(case: Case) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Run the reference network on seeded weights.
 
     Args:
         case: The comparison.
 
     Returns:
-        ({endpoint: array, channels last}, {key: shape of the state}).
+        ({endpoint: array, channels last}, {"state": keys and shapes as JSON bytes,
+        "scales": of a calibrated case}).
     """
     import torch
 
     model = oracle(case)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    text = json.dumps(shapes, separators=(",", ":")).encode()
+    inputs: dict[str, Any] = {"state": np.frombuffer(text, "uint8")}
+    pixels = torch.from_numpy(_pixels(case))
     state = seeded_state(shapes, case.gain)
-    model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+    _fill(model, state)
+    if case.calibrated:
+        inputs["scales"] = calibrate(model, pixels)
+        state = seeded_state(shapes, case.gain, inputs["scales"])
+        _fill(model, state)
     found: dict[str, Any] = {}
     modules = dict(model.named_modules())
     for level, path in case.taps.items():
@@ -290,12 +370,18 @@ def outputs(case: Case) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
             found[level] = out.detach().clone()
 
         modules[path].register_forward_hook(keep)
+    with torch.no_grad():
+        logits = model(pixels)
+    maps = {k: v.numpy().transpose(0, 2, 3, 1) for k, v in found.items()}
+    return {**maps, "logits": logits.numpy()}, inputs
+
+
+def _pixels(case: Case) -> np.ndarray:
+    """Return the seeded images as the reference network takes them."""
     mean, std = (np.asarray(v, "float64") for v in case.norm)
     pixels = ((seeded_images(case.size) - mean) / std).astype("float32")
-    with torch.no_grad():
-        logits = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
-    maps = {k: v.numpy().transpose(0, 2, 3, 1) for k, v in found.items()}
-    return {**maps, "logits": logits.numpy()}, shapes
+    pixels = pixels[..., ::-1] if case.bgr else pixels
+    return pixels.transpose(0, 3, 1, 2).copy()
 
 
 def make(case: Case, folder: pathlib.Path = FOLDER) -> pathlib.Path:
@@ -312,8 +398,7 @@ def make(case: Case, folder: pathlib.Path = FOLDER) -> pathlib.Path:
         ValueError: If an output hardly depends on the image, which would make the
             comparison meaningless.
     """
-    arrays, shapes = outputs(case)
-    stored: dict[str, np.ndarray] = {}
+    arrays, stored = outputs(case)
     for level, array in arrays.items():
         most, apart = np.abs(array).max(), np.abs(array[0] - array[1]).max()
         LOG.info(
@@ -325,8 +410,6 @@ def make(case: Case, folder: pathlib.Path = FOLDER) -> pathlib.Path:
         stored[level] = sample(array)
         stored[f"{level}_shape"] = np.asarray(array.shape)
         stored[f"{level}_max"] = np.float32(most)
-    text = json.dumps(shapes, separators=(",", ":")).encode()
-    stored["state"] = np.frombuffer(text, "uint8")
     path = folder / f"{case.name}.npz"
     np.savez_compressed(path, **stored)
     return path
