@@ -347,9 +347,10 @@ def _stored(pixels: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def _dequantise(stored: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
-    """Convert stored values to float32: scale * (stored - zero_point)."""
+    """Return float32 values; those that are not quantised as they are."""
     scale, zero_point = row["quantization"]
-    return (stored.astype(np.float32) - zero_point) * np.float32(scale or 1)
+    values = stored.astype(np.float32)
+    return (values - zero_point) * np.float32(scale) if scale else values
 
 
 def _interpreter(content: bytes, threads: int) -> Any:
