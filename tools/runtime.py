@@ -185,8 +185,7 @@ def prepare(image: np.ndarray, meta: Meta) -> tuple[np.ndarray, Placement]:
             "A picture must be (height, width, 3) uint8 RGB with pixels, received "
             f"{image.shape} {image.dtype}. read_image() returns that form."
         )
-    height, width = image.shape[:2]
-    tall, wide = inner = meta.size
+    (height, width), (tall, wide), inner = image.shape[:2], meta.size, meta.size
     if meta.resize == "letterbox":
         ratio = min(tall / height, wide / width)
         inner = (max(1, round(height * ratio)), max(1, round(width * ratio)))
