@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
-
 # A longer list of legal values is cut to those closest to what was received.
 _MOST_SHOWN = 40
 
