@@ -48,8 +48,8 @@ COCO128 = {
     "head_options": SMALL_BOXES,
     "augment": "none",
     "freeze": "c1",
-    "epochs": 80,
-    "eval_every": 20,
+    "epochs": 24,
+    "eval_every": 8,
 }
 
 
