@@ -11,6 +11,7 @@ from keras_lightnets._spec import ModelSpec, Preprocessing
 
 Builder = Callable[[Any, Any, int], dict[str, Any]]
 Neck = Callable[[Any, Any], Any]
+Classifier = Callable[[Any, Any, int], Any]
 
 # What may differ between two specs of one and the same network.
 _LABELS = ("name", "function", "default_size", "weights", "top1", "dropout")
@@ -70,12 +71,15 @@ class Family:
         build: Builds the feature maps; returns the levels and "features".
         layouts: Publishers' tensor names, by layout name.
         neck: Layers between pooling and classifier, on (batch, 1, 1, channels).
+        classifier: Makes the logits of "features" where they are not pooling, neck
+            and a dense layer; takes the spec, the map and the number of classes.
     """
 
     specs: Sequence[ModelSpec]
     build: Builder
     layouts: Mapping[str, Layout]
     neck: Neck | None = None
+    classifier: Classifier | None = None
 
 
 def make_application(spec: ModelSpec, family: Family) -> Callable[..., Any]:
@@ -151,25 +155,44 @@ def make_preprocess(specs: Sequence[ModelSpec]) -> Callable[..., Any]:
     """Return a family's `preprocess_input`.
 
     Args:
-        specs: The family's variants; the first gives the normalisation.
+        specs: The family's variants, the default first.
 
     Returns:
         The function.
     """
-    rule = specs[0].preprocessing
 
-    def preprocess_input(x: Any, *, include_preprocessing: bool = True) -> Any:
+    def preprocess_input(
+        x: Any,
+        *,
+        include_preprocessing: bool = True,
+        name: str | None = None,
+        weights: str = "imagenet",
+    ) -> Any:
         """Prepare RGB images of 0-255 for a model of this family.
 
         Args:
             x: Images, (batch, height, width, 3), 0-255.
             include_preprocessing: As given to the model. True (the default of
                 both): the model normalises itself and `x` returns unchanged.
+            name: Registry name of the variant; None: the family's first.
+            weights: Tag of the published weights that the model holds.
 
         Returns:
-            `x`, or float32 images normalised with the family's default weights'
-            mean and deviation.
+            `x`, or float32 images normalised with the mean and deviation that the
+            weights were trained with.
+
+        Raises:
+            ValueError: If the family has no such variant or weights.
         """
+        by_name = {spec.name: spec for spec in specs}
+        if name is not None and name not in by_name:
+            raise unknown("variant of the family", name, by_name)
+        spec = by_name[name] if name is not None else specs[0]
+        found = spec.find_weights(weights)
+        if found is None and weights != "imagenet":
+            tags = ["imagenet", *(entry.tag for entry in spec.weights)]
+            raise unknown(f"weights of {spec.name}", weights, tags)
+        rule = found.preprocessing if found else spec_rule(spec)
         return _inputs.preprocess_with(rule, x, include_preprocessing)
 
     return preprocess_input
@@ -244,16 +267,7 @@ def _outputs(
 
     x = maps["features"]
     if top.include:
-        x = layers.GlobalAveragePooling2D(keepdims=True, name="top_pool")(x)
-        if family.neck is not None:
-            x = family.neck(spec, x)
-        x = layers.Flatten(name="top_flatten")(x)
-        if spec.dropout:
-            x = layers.Dropout(spec.dropout, name="top_dropout")(x)
-        classifier = layers.Dense(
-            top.classes, use_bias=spec.classifier_bias, name="top_classifier"
-        )
-        x = maps["logits"] = classifier(x)
+        x = maps["logits"] = _logits(spec, family, x, top.classes)
     if endpoints is not None:
         return {key: maps[key] for key in endpoints}
     if top.include:
@@ -265,3 +279,19 @@ def _outputs(
     if top.pooling == "max":
         return layers.GlobalMaxPooling2D(name="top_pool")(x)
     return x
+
+
+def _logits(spec: ModelSpec, family: Family, x: Any, classes: int) -> Any:
+    if family.classifier is not None:
+        return family.classifier(spec, x, classes)
+    from keras import layers
+
+    x = layers.GlobalAveragePooling2D(keepdims=True, name="top_pool")(x)
+    if family.neck is not None:
+        x = family.neck(spec, x)
+    x = layers.Flatten(name="top_flatten")(x)
+    if spec.dropout:
+        x = layers.Dropout(spec.dropout, name="top_dropout")(x)
+    return layers.Dense(classes, use_bias=spec.classifier_bias, name="top_classifier")(
+        x
+    )

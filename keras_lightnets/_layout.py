@@ -20,6 +20,8 @@ class Layout:
         changes: Spec fields in which this publisher's networks differ, for files
             of variants without published weights.
         preprocessing: Its input normalisation, likewise; None for the spec's.
+        bgr: Layer whose kernel expects blue, green, red; it is turned when loaded,
+            since images are RGB here.
     """
 
     names: Callable[[Any], dict[str, str]]
@@ -27,6 +29,7 @@ class Layout:
     top: tuple[str, ...] = ("top_classifier",)
     changes: tuple[tuple[str, Any], ...] = ()
     preprocessing: Preprocessing | None = None
+    bgr: str = ""
 
 
 _EXPANDED = {

@@ -21,6 +21,7 @@ FAMILIES = (
     "mobilenet_v1",
     "mobilenet_v2",
     "mobilenet_v3",
+    "squeezenet",
 )
 
 
@@ -81,7 +82,7 @@ def get_spec(name: str) -> ModelSpec:
     for _, spec in table.values():
         if spec.function == name:
             return spec
-    raise unknown("model", name, sorted(table))
+    raise unknown("model", name, sorted(table), "All: keras-lightnets list.")
 
 
 def family_of(name: str) -> str:

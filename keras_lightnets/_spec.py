@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from keras_lightnets._errors import unknown
 
-PADDINGS = ("same", "symmetric")
+PADDINGS = ("same", "symmetric", "valid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,8 @@ class ModelSpec:
         flags_reason: Why a capability is False; empty when all are True.
         reference: Paper, with arXiv id.
         weights: Published weights, the default first.
-        padding: "same" (TensorFlow: odd pixel at bottom/right) or "symmetric".
+        padding: Of strided convolutions: "same" (TensorFlow: odd pixel at
+            bottom/right), "symmetric" or "valid" (none).
         bn_epsilon: Added to the variance in batch normalisation.
         bn_momentum: Share of the old moving statistics kept per step (Keras sense).
         conv_bias: Whether convolutions before a normalisation have a bias, which is

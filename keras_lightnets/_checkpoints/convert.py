@@ -37,6 +37,7 @@ class Candidate:
         top: Layers that a file without the classifier lacks.
         slashed: Whether the file's keys are "layer/variable".
         entry: Published set whose numerics hold, or None for the spec's own.
+        bgr: Layer whose kernel has the input channels blue, green, red.
     """
 
     layout: str
@@ -44,6 +45,7 @@ class Candidate:
     top: tuple[str, ...]
     slashed: bool
     entry: Weights | None = None
+    bgr: str = ""
 
     @property
     def label(self) -> str:
@@ -74,7 +76,8 @@ def published(
             f"{entry.layout!r}; the family has {', '.join(layouts) or 'none'}."
         )
     names = layout.names(spec.replace(**dict(entry.changes)))
-    return Candidate(entry.layout, names, layout.top, layout.kind == "keras", entry)
+    slashed = layout.kind == "keras"
+    return Candidate(entry.layout, names, layout.top, slashed, entry, layout.bgr)
 
 
 def candidates(
@@ -99,11 +102,19 @@ def candidates(
     theirs = [published(spec, layouts, entry) for entry in (*spec.weights, *lent)]
     known = {candidate.layout for candidate in theirs}
     plain = [
-        Candidate(name, layout.names(spec), layout.top, layout.kind == "keras")
+        Candidate(
+            name,
+            layout.names(spec),
+            layout.top,
+            layout.kind == "keras",
+            bgr=layout.bgr,
+        )
         for name, layout in layouts.items()
     ]
     own = [
-        dataclasses.replace(c, layout="", slashed=True, names={k: k for k in c.names})
+        dataclasses.replace(
+            c, layout="", slashed=True, names={k: k for k in c.names}, bgr=""
+        )
         for c in [*plain[:1], *theirs]
     ]
     return [*own, *theirs, *(c for c in plain if c.layout not in known)]
@@ -224,6 +235,8 @@ def convert(
         for variable, value in values.items():
             if offset and layer == CLASSIFIER:
                 value = value[..., offset:]
+            if layer == candidate.bgr and variable == "kernel":
+                value = np.ascontiguousarray(value[:, :, ::-1])
             result[f"{layer}/{variable}"] = value
     return result
 

@@ -130,25 +130,64 @@ def depthwise_bn(
     return _norm(x, spec, name)
 
 
-def bias_conv(x: Any, filters: int, name: str, use_bias: bool = True) -> Any:
-    """Apply a 1x1 convolution with no normalisation: `{name}_conv`.
+def bias_conv(
+    x: Any,
+    filters: int,
+    name: str,
+    use_bias: bool = True,
+    kernel: int = 1,
+    stride: int = 1,
+    dilation: int = 1,
+) -> Any:
+    """Convolve with no normalisation: `{name}_conv`.
 
     Args:
         x: Tensor of shape (batch, height, width, channels).
         filters: Output channels.
         name: Stem of the layer's name.
         use_bias: Whether there is a bias.
+        kernel: Kernel side, odd.
+        stride: Stride in both directions; above 1 nothing is padded.
+        dilation: Dilation in both directions.
 
     Returns:
-        Tensor of shape (batch, height, width, filters).
+        Tensor of shape (batch, height, width, filters), or with
+        (side - kernel) // stride + 1 cells per side where strided.
     """
     return layers.Conv2D(
         filters,
-        1,
+        kernel,
+        strides=stride,
+        padding="same" if stride == 1 else "valid",
+        dilation_rate=dilation,
         use_bias=use_bias,
         kernel_initializer=_kernel_init(),
         name=f"{name}_conv",
     )(x)
+
+
+def conv_classifier(x: Any, classes: int, dropout: float) -> Any:
+    """Classify every cell by a 1x1 convolution with ReLU, then take the mean.
+
+    Layers: `top_dropout`, `top_classifier`, `top_act`, `top_pool`.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        classes: Number of classes.
+        dropout: Rate before the convolution.
+
+    Returns:
+        Tensor of shape (batch, classes), not negative.
+
+    Reference:
+        Lin et al. 2013, https://arxiv.org/abs/1312.4400.
+    """
+    if dropout:
+        x = layers.Dropout(dropout, name="top_dropout")(x)
+    start = _kernel_init()
+    kernel = layers.Conv2D(classes, 1, kernel_initializer=start, name="top_classifier")
+    x = activate(kernel(x), "relu", "top")
+    return layers.GlobalAveragePooling2D(name="top_pool")(x)
 
 
 def residual(x: Any, shortcut: Any, name: str, drop: float = 0.0) -> Any:

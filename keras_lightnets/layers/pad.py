@@ -25,7 +25,7 @@ def pad_for(
         kernel: Height and width of the kernel.
         stride: Stride of the convolution.
         dilation: Dilation of the convolution.
-        padding: "same" or "symmetric".
+        padding: "same", "symmetric" or "valid".
         name: Stem of the layer's name; "_pad" is appended.
         pad: Pixels on every side of a strided convolution, instead of the rule.
 
@@ -35,8 +35,8 @@ def pad_for(
     if stride == 1 or max(kernel) == 1 or (padding == "same" and pad is None):
         return x, "same"
     rows, cols = ((size - 1) * dilation // 2 for size in kernel)
-    if pad is not None:
-        rows = cols = pad
+    if pad is not None or padding == "valid":
+        rows = cols = pad or 0
     if rows == cols == 0:
         return x, "valid"
     return layers.ZeroPadding2D((rows, cols), name=f"{name}_pad")(x), "valid"

@@ -1,4 +1,4 @@
-"""Channel shuffle."""
+"""Channel shuffle and channel split."""
 
 from typing import Any
 
@@ -36,3 +36,38 @@ def channel_shuffle(x: Any, groups: int, name: str) -> Any:
     x = layers.Reshape(split, name=f"{name}_split")(x)
     x = layers.Permute((1, 3, 2), name=f"{name}_swap")(x)
     return layers.Reshape((height, width, channels), name=f"{name}_shuffle")(x)
+
+
+def channel_split(x: Any, name: str) -> tuple[Any, Any]:
+    """Cut the channels into two halves: `{name}_left_split`, `{name}_right_split`.
+
+    Keras has no layer that cuts channels; with the channels in a spatial axis,
+    cropping does.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels); height and width must
+            be known, channels even.
+        name: Stem of the layers' names.
+
+    Returns:
+        The lower and the upper half of the channels.
+
+    Raises:
+        ValueError: If the channels are odd.
+
+    Reference:
+        Ma et al. 2018, https://arxiv.org/abs/1807.11164.
+    """
+    _, height, width, channels = x.shape
+    if channels % 2:
+        raise ValueError(
+            f"channel_split needs an even number of channels. Received: {channels}"
+        )
+    half = channels // 2
+    flat = layers.Reshape((height * width, channels, 1), name=f"{name}_flat_split")(x)
+    halves = []
+    for side, cut in (("left", (0, half)), ("right", (half, 0))):
+        part = layers.Cropping2D(((0, 0), cut), name=f"{name}_{side}_cut_split")(flat)
+        shape = (height, width, half)
+        halves.append(layers.Reshape(shape, name=f"{name}_{side}_split")(part))
+    return halves[0], halves[1]

@@ -263,7 +263,8 @@ def oracle(case: Case) -> Any:
 
     model = get_model(name, pretrained=False)
     # Built for one input size only; the mean of a 7x7 map is the global mean.
-    model.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)
+    last = model.features if hasattr(model.features, "final_pool") else model.output
+    last.final_pool = torch.nn.AdaptiveAvgPool2d(1)
     return model.eval()
 
 

@@ -1,0 +1,188 @@
+"""Reference networks of authors' repositories, for make_parity.
+
+Nothing of them is kept here: the files are read from checkouts, whose folders stand
+in environment variables (`PLACES`).
+"""
+
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+PLACES = {
+    "megvii": "LIGHTNETS_SHUFFLENET",  # megvii-model/ShuffleNet-Series
+    "peleenet": "LIGHTNETS_PELEENET",  # Robert-JunWang/PeleeNet
+    "squeezenext": "LIGHTNETS_SQUEEZENEXT",  # amirgholami/SqueezeNext
+}
+
+
+def build(package: str, name: str) -> Any:
+    """Return a network with whatever weights it starts with.
+
+    Args:
+        package: Key of PLACES.
+        name: Network there.
+
+    Returns:
+        A torch module in evaluation mode, for any input size.
+
+    Raises:
+        FileNotFoundError: If the checkout's folder is not given.
+    """
+    variable = PLACES[package]
+    if variable not in os.environ:
+        raise FileNotFoundError(f"Set {variable} to a checkout's folder; see PLACES.")
+    return _BUILDERS[package](pathlib.Path(os.environ[variable]), name).eval()
+
+
+def _load(path: pathlib.Path, neighbours: tuple[str, ...] = ()) -> Any:
+    """Import a file that is no package; its neighbours are not kept."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec = importlib.util.spec_from_file_location(f"oracle_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise FileNotFoundError(f"{path} is missing from the checkout")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+        for neighbour in neighbours:
+            sys.modules.pop(neighbour, None)
+    return module
+
+
+def _megvii(place: pathlib.Path, name: str) -> Any:
+    """Build "ShuffleNetV1 1.0x 3" (groups last) or "ShuffleNetV2 1.0x"."""
+    import torch
+
+    family, size, *groups = name.split()
+    module = _load(place / family / "network.py", ("blocks",))
+    options = {"group": int(groups[0])} if groups else {}
+    model = getattr(module, family)(model_size=size, **options)
+    model.globalpool = torch.nn.AdaptiveAvgPool2d(1)
+    return model
+
+
+def _peleenet(place: pathlib.Path, name: str) -> Any:
+    """Build the only network of the repository."""
+    return getattr(_load(place / "peleenet.py"), name)()
+
+
+def read_prototxt(text: str) -> dict[str, list[Any]]:
+    """Read Caffe's text format.
+
+    Args:
+        text: The file's content.
+
+    Returns:
+        {field: values}; a value is a string or such a dict.
+    """
+    tokens = re.findall(r'"[^"]*"|[{}]|[^\s{}:]+', re.sub(r"#.*", "", text))
+
+    def message(start: int) -> tuple[dict[str, list[Any]], int]:
+        fields: dict[str, list[Any]] = {}
+        i = start
+        while i < len(tokens) and tokens[i] != "}":
+            key, value = tokens[i], tokens[i + 1]
+            if value == "{":
+                inner, i = message(i + 2)
+                fields.setdefault(key, []).append(inner)
+                i += 1
+            else:
+                fields.setdefault(key, []).append(value.strip('"'))
+                i += 2
+        return fields, i
+
+    return message(0)[0]
+
+
+def _squeezenext(place: pathlib.Path, name: str) -> Any:
+    """Build a variant from its prototxt, such as "1.0-SqNxt-23"."""
+    text = (place / name / "train_val.prototxt").read_text(encoding="utf-8")
+    return caffe_module(read_prototxt(text)["layer"])
+
+
+def caffe_module(rows: list[dict[str, Any]]) -> Any:
+    """Return a torch module that computes Caffe layers; modules bear their names.
+
+    Args:
+        rows: The layers, read by `read_prototxt`. A Scale layer is part of the
+            BatchNorm in front of it.
+
+    Returns:
+        The module; calling it returns the last layer's output.
+    """
+    import torch
+
+    skipped = {"Data", "Accuracy", "SoftmaxWithLoss", "Scale"}
+    steps = [row for row in rows if row["type"][0] not in skipped]
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            channels = {"data": 3}
+            for row in steps:
+                source, target = row["bottom"][0], row["top"][0]
+                module, count = _caffe_layer(row, channels[source])
+                channels[target] = count
+                self.add_module(row["name"][0], module)
+
+        def forward(self, x: Any) -> Any:
+            blobs = {"data": x}
+            for row in steps:
+                inputs = [blobs[name] for name in row["bottom"]]
+                out = getattr(self, row["name"][0])(sum(inputs[1:], inputs[0]))
+                blobs[row["top"][0]] = out
+            return out
+
+    return Net()
+
+
+def _caffe_layer(row: dict[str, Any], channels: int) -> tuple[Any, int]:
+    """Return a Caffe layer as a torch module, and its output channels."""
+    from torch import nn
+
+    kind = row["type"][0]
+    if kind == "Convolution":
+        given = row["convolution_param"][0]
+
+        def value(key: str, default: str) -> int:
+            return int(given.get(key, [default])[0])
+
+        count, side = value("num_output", "0"), value("kernel_size", "1")
+        module = nn.Conv2d(
+            channels,
+            count,
+            (value("kernel_h", str(side)), value("kernel_w", str(side))),
+            value("stride", "1"),
+            (
+                value("pad_h", given.get("pad", ["0"])[0]),
+                value("pad_w", given.get("pad", ["0"])[0]),
+            ),
+            groups=value("group", "1"),
+            bias=given.get("bias_term", ["true"])[0] == "true",
+        )
+        return module, count
+    if kind == "InnerProduct":
+        count = int(row["inner_product_param"][0]["num_output"][0])
+        return nn.Linear(channels, count), count
+    if kind == "BatchNorm":
+        return nn.BatchNorm2d(channels), channels
+    if kind == "Pooling" and row["pooling_param"][0]["pool"] == ["AVE"]:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
+    plain = {
+        "ReLU": nn.ReLU(),
+        "Eltwise": nn.Identity(),  # the sum is taken before every layer
+        "Pooling": nn.MaxPool2d(3, 2, ceil_mode=True),
+    }
+    return plain[kind], channels
+
+
+_BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
+    "megvii": _megvii,
+    "peleenet": _peleenet,
+    "squeezenext": _squeezenext,
+}
