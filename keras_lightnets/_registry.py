@@ -21,6 +21,7 @@ FAMILIES = (
     "mobilenet_v1",
     "mobilenet_v2",
     "mobilenet_v3",
+    "peleenet",
     "squeezenet",
 )
 
