@@ -153,3 +153,15 @@ def test_cost_needs_a_size():
     model = keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs))
     with pytest.raises(ValueError, match="fixed input_shape"):
         cost.costs(model)
+
+
+def test_preprocess_input_knows_variants_and_weights():
+    prepare = keras_lightnets.mobilenet_v2.preprocess_input
+    grey = np.full((1, 2, 2, 3), 255.0, "float32")
+    half = prepare(grey, include_preprocessing=False, name="mobilenet_v2_035")
+    np.testing.assert_allclose(half, 1.0, atol=1e-6)
+    assert prepare(grey, include_preprocessing=False).max() > 2
+    with pytest.raises(ValueError, match="Did you mean 'mobilenet_v2_035'"):
+        prepare(grey, include_preprocessing=False, name="mobilenet_v2_03")
+    with pytest.raises(ValueError, match="Unknown weights"):
+        prepare(grey, include_preprocessing=False, weights="nobody")

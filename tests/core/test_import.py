@@ -47,6 +47,7 @@ def test_list_prints_every_name(fresh):
     assert facts["names"]
     assert not missing
 
+
 LOAD = """
 import sys
 {imports}
