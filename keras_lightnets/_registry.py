@@ -22,6 +22,7 @@ FAMILIES = (
     "mobilenet_v2",
     "mobilenet_v3",
     "peleenet",
+    "shufflenet_v1",
     "squeezenet",
 )
 
