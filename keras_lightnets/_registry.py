@@ -23,6 +23,7 @@ FAMILIES = (
     "mobilenet_v3",
     "peleenet",
     "shufflenet_v1",
+    "shufflenet_v2",
     "squeezenet",
 )
 
