@@ -25,6 +25,7 @@ FAMILIES = (
     "shufflenet_v1",
     "shufflenet_v2",
     "squeezenet",
+    "squeezenext",
 )
 
 

@@ -69,7 +69,7 @@ def test_every_variant_has_an_oracle():
     compared = {case.model for case in parity.CASES}
     families = ("ghostnet", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3")
     families += ("efficientnet", "fbnet", "gpunet", "mnasnet")
-    families += ("peleenet", "shufflenet", "squeezenet")
+    families += ("peleenet", "shufflenet", "squeezenet", "squeezenext")
     names = {n for f in families for n in keras_lightnets.list_models(f"{f}*")}
     assert names <= compared
 
