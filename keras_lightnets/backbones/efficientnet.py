@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs, timm_inverted
@@ -42,6 +43,10 @@ class Row:
     out: int
     repeat: int
     stride: int
+
+    @property
+    def expanded(self) -> bool:
+        return self.ratio != 1
 
 
 # fmt: off
@@ -239,26 +244,6 @@ def _spec(variant: Variant) -> EfficientNetSpec:
 SPECS = tuple(_spec(variant) for variant in VARIANTS)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block: its row, place and channels."""
-
-    row: Row
-    index: int
-    repeat: int
-    name: str
-    channels: int
-    out: int
-
-    @property
-    def stride(self) -> int:
-        return self.row.stride if self.repeat == 0 else 1
-
-    @property
-    def expanded(self) -> bool:
-        return self.row.ratio != 1
-
-
 def build(spec: EfficientNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (1280 x width)."""
     stride = layers.DilatedStride(output_stride)
@@ -292,24 +277,20 @@ def _channels(spec: EfficientNetSpec, count: int) -> int:
     return make_divisible(count * spec.width, spec.divisor)
 
 
-def _blocks(spec: EfficientNetSpec) -> list[_Block]:
-    blocks: list[_Block] = []
-    channels = _channels(spec, spec.stem)
-    for index, row in enumerate(spec.rows):
-        out = _channels(spec, row.out)
-        for repeat in range(math.ceil(row.repeat * spec.depth)):
-            number = 1 + sum(b.row.stage == row.stage for b in blocks)
-            name = f"stage{row.stage}_block{number}"
-            blocks.append(_Block(row, index, repeat, name, channels, out))
-            channels = out
-    return blocks
+def _blocks(spec: EfficientNetSpec) -> list[Block[Row]]:
+    return expand_rows(
+        spec.rows,
+        channels=_channels(spec, spec.stem),
+        outs=[_channels(spec, row.out) for row in spec.rows],
+        repeats=[math.ceil(row.repeat * spec.depth) for row in spec.rows],
+    )
 
 
 def _timm(spec: EfficientNetSpec) -> dict[str, str]:
     names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
     for block in _blocks(spec):
         theirs = f"blocks.{block.index}.{block.repeat}."
-        names |= timm_inverted(block.name, theirs, block.expanded, squeezed=True)
+        names |= timm_inverted(block.name, theirs, block.row.expanded, squeezed=True)
     names |= {"top_conv": "conv_head", "top_bn": "bn2"}
     return names | {"top_classifier": "classifier"}
 
@@ -317,7 +298,7 @@ def _timm(spec: EfficientNetSpec) -> dict[str, str]:
 def _torchvision(spec: EfficientNetSpec) -> dict[str, str]:
     names = pairs("stem", "features.0.", {"conv": "0", "bn": "1"})
     for block in _blocks(spec):
-        first = 1 if block.expanded else 0
+        first = 1 if block.row.expanded else 0
         parts = {"expand_conv": "0.0", "expand_bn": "0.1"} if first else {}
         parts |= {"dw_conv": f"{first}.0", "dw_bn": f"{first}.1"}
         parts["se_squeeze_conv"] = f"{first + 1}.fc1"
@@ -334,7 +315,7 @@ def _keras(spec: EfficientNetSpec) -> dict[str, str]:
     names = {name: name for name in ("stem_conv", "stem_bn", "top_conv", "top_bn")}
     for block in _blocks(spec):
         parts = {"expand_conv": "expand_conv", "expand_bn": "expand_bn"}
-        parts = parts if block.expanded else {}
+        parts = parts if block.row.expanded else {}
         parts |= {"dw_conv": "dwconv", "dw_bn": "bn"}
         parts |= {"se_squeeze_conv": "se_reduce", "se_excite_conv": "se_expand"}
         parts |= {"project_conv": "project_conv", "project_bn": "project_bn"}

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs, timm_inverted
@@ -37,6 +38,10 @@ class Row:
     out: int
     repeat: int
     stride: int
+
+    @property
+    def expanded(self) -> bool:
+        return self.ratio != 1
 
 
 # fmt: off
@@ -183,26 +188,6 @@ SPECS = (
 )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block: its row, place and channels."""
-
-    row: Row
-    index: int
-    repeat: int
-    name: str
-    channels: int
-    out: int
-
-    @property
-    def stride(self) -> int:
-        return self.row.stride if self.repeat == 0 else 1
-
-    @property
-    def expanded(self) -> bool:
-        return self.row.ratio != 1
-
-
 def build(spec: EfficientNetLiteSpec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (1280 channels)."""
     stride = layers.DilatedStride(output_stride)
@@ -226,25 +211,24 @@ def build(spec: EfficientNetLiteSpec, x: Any, output_stride: int) -> dict[str, A
     return {**maps, "features": layers.activate(x, spec.act, "top")}
 
 
-def _blocks(spec: EfficientNetLiteSpec) -> list[_Block]:
-    blocks: list[_Block] = []
-    channels, last = spec.stem, len(spec.rows) - 1
-    for index, row in enumerate(spec.rows):
-        out = make_divisible(row.out * spec.width, spec.divisor)
-        depth = 1.0 if index in (0, last) else spec.depth
-        for repeat in range(math.ceil(row.repeat * depth)):
-            number = 1 + sum(b.row.stage == row.stage for b in blocks)
-            name = f"stage{row.stage}_block{number}"
-            blocks.append(_Block(row, index, repeat, name, channels, out))
-            channels = out
-    return blocks
+def _blocks(spec: EfficientNetLiteSpec) -> list[Block[Row]]:
+    """Return the blocks; only the inner rows are repeated more in a deeper one."""
+    ends = (0, len(spec.rows) - 1)
+    depths = [1.0 if i in ends else spec.depth for i in range(len(spec.rows))]
+    repeats = [row.repeat * d for row, d in zip(spec.rows, depths, strict=True)]
+    return expand_rows(
+        spec.rows,
+        channels=spec.stem,
+        outs=[make_divisible(row.out * spec.width, spec.divisor) for row in spec.rows],
+        repeats=[math.ceil(repeat) for repeat in repeats],
+    )
 
 
 def _timm(spec: EfficientNetLiteSpec) -> dict[str, str]:
     names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
     for block in _blocks(spec):
         theirs = f"blocks.{block.index}.{block.repeat}."
-        names |= timm_inverted(block.name, theirs, block.expanded, squeezed=False)
+        names |= timm_inverted(block.name, theirs, block.row.expanded, squeezed=False)
     names |= {"top_conv": "conv_head", "top_bn": "bn2"}
     return names | {"top_classifier": "classifier"}
 
@@ -253,7 +237,7 @@ def _efficientnet_pytorch(spec: EfficientNetLiteSpec) -> dict[str, str]:
     names = {"stem_conv": "_conv_stem", "stem_bn": "_bn0"}
     for i, block in enumerate(_blocks(spec)):
         parts = {"expand_conv": "_expand_conv", "expand_bn": "_bn0"}
-        parts = parts if block.expanded else {}
+        parts = parts if block.row.expanded else {}
         parts |= {"dw_conv": "_depthwise_conv", "dw_bn": "_bn1"}
         parts |= {"project_conv": "_project_conv", "project_bn": "_bn2"}
         names |= pairs(block.name, f"_blocks.{i}.", parts)

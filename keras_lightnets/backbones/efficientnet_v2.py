@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs, timm_inverted
@@ -47,6 +48,10 @@ class Row:
     out: int
     repeat: int
     stride: int
+
+    @property
+    def expanded(self) -> bool:
+        return self.ratio != 1
 
 
 # fmt: off
@@ -355,26 +360,6 @@ SPECS = (
 )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block: its row, place and channels."""
-
-    row: Row
-    index: int
-    repeat: int
-    name: str
-    channels: int
-    out: int
-
-    @property
-    def stride(self) -> int:
-        return self.row.stride if self.repeat == 0 else 1
-
-    @property
-    def expanded(self) -> bool:
-        return self.row.ratio != 1
-
-
 def build(spec: EfficientNetV2Spec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (1280 x width)."""
     stride = layers.DilatedStride(output_stride)
@@ -412,17 +397,13 @@ def _channels(spec: EfficientNetV2Spec, count: int) -> int:
     return make_divisible(count * spec.width, spec.divisor, limit=0.0)
 
 
-def _blocks(spec: EfficientNetV2Spec) -> list[_Block]:
-    blocks: list[_Block] = []
-    channels = _channels(spec, spec.stem)
-    for index, row in enumerate(spec.rows):
-        out = _channels(spec, row.out)
-        for repeat in range(math.ceil(row.repeat * spec.depth)):
-            number = 1 + sum(b.row.stage == row.stage for b in blocks)
-            name = f"stage{row.stage}_block{number}"
-            blocks.append(_Block(row, index, repeat, name, channels, out))
-            channels = out
-    return blocks
+def _blocks(spec: EfficientNetV2Spec) -> list[Block[Row]]:
+    return expand_rows(
+        spec.rows,
+        channels=_channels(spec, spec.stem),
+        outs=[_channels(spec, row.out) for row in spec.rows],
+        repeats=[math.ceil(row.repeat * spec.depth) for row in spec.rows],
+    )
 
 
 _FUSED = {"expand_conv": "conv_exp", "expand_bn": "bn1"}
@@ -434,8 +415,10 @@ def _timm(spec: EfficientNetV2Spec) -> dict[str, str]:
     for block in _blocks(spec):
         theirs = f"blocks.{block.index}.{block.repeat}."
         if not block.row.fused:
-            names |= timm_inverted(block.name, theirs, block.expanded, squeezed=True)
-        elif block.expanded:
+            names |= timm_inverted(
+                block.name, theirs, block.row.expanded, squeezed=True
+            )
+        elif block.row.expanded:
             names |= pairs(block.name, theirs, _FUSED)
         else:
             names |= pairs(block.name, theirs, {"conv": "conv", "bn": "bn1"})
@@ -447,7 +430,7 @@ def _torchvision(spec: EfficientNetV2Spec) -> dict[str, str]:
     names = pairs("stem", "features.0.", {"conv": "0", "bn": "1"})
     for block in _blocks(spec):
         parts = {"expand_conv": "0.0", "expand_bn": "0.1"}
-        if block.row.fused and not block.expanded:
+        if block.row.fused and not block.row.expanded:
             parts = {"conv": "0.0", "bn": "0.1"}
         elif block.row.fused:
             parts |= {"project_conv": "1.0", "project_bn": "1.1"}
@@ -467,7 +450,7 @@ def _keras(spec: EfficientNetV2Spec) -> dict[str, str]:
     for block in _blocks(spec):
         parts = {"expand_conv": "expand_conv", "expand_bn": "expand_bn"}
         parts |= {"project_conv": "project_conv", "project_bn": "project_bn"}
-        if block.row.fused and not block.expanded:
+        if block.row.fused and not block.row.expanded:
             parts = {"conv": "project_conv", "bn": "project_bn"}
         elif not block.row.fused:
             parts |= {"dw_conv": "dwconv2", "dw_bn": "bn"}

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs, timm_inverted
 from keras_lightnets._spec import EXPANDED_LEVELS, IMAGENET, ModelSpec, Weights
@@ -225,19 +226,6 @@ SPECS = (
 )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block: its row, place and input channels."""
-
-    row: Row
-    number: int
-    channels: int
-
-    @property
-    def name(self) -> str:
-        return f"stage{self.row.stage}_block{self.number}"
-
-
 def build(spec: FBNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (1984 channels)."""
     stride = layers.DilatedStride(output_stride)
@@ -264,15 +252,11 @@ def build(spec: FBNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     return {**maps, "features": layers.activate(x, spec.act, "top")}
 
 
-def _blocks(spec: FBNetSpec) -> list[_Block]:
+def _blocks(spec: FBNetSpec) -> list[Block[Row]]:
     """Return the blocks that are built; the skipped ones keep their numbers."""
-    blocks: list[_Block] = []
-    channels, stages = spec.stem, [row.stage for row in spec.rows]
-    for i, row in enumerate(spec.rows):
-        if row.kernel:
-            blocks.append(_Block(row, stages[: i + 1].count(row.stage), channels))
-        channels = row.out
-    return blocks
+    outs = [row.out for row in spec.rows]
+    blocks = expand_rows(spec.rows, channels=spec.stem, outs=outs)
+    return [block for block in blocks if block.row.kernel]
 
 
 def _mobile_cv(spec: FBNetSpec) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
@@ -210,23 +211,6 @@ SPECS = (
 )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block: its row, place and input channels."""
-
-    row: Row
-    number: int
-    channels: int
-
-    @property
-    def name(self) -> str:
-        return f"stage{self.row.stage}_block{self.number}"
-
-    @property
-    def expand(self) -> int:
-        return make_divisible(self.channels * self.row.ratio, limit=LIMIT)
-
-
 def build(spec: FBNetV2Spec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (c5 x top_ratio)."""
     stride = layers.DilatedStride(output_stride)
@@ -243,11 +227,11 @@ def build(spec: FBNetV2Spec, x: Any, output_stride: int) -> dict[str, Any]:
             continue
         sizes = layers.Bottleneck(
             kernel=row.kernel,
-            expand=block.expand,
+            expand=_expand(block),
             out=row.out,
             stride=row.stride,
             act=row.act,
-            squeeze=_squeeze(block.expand) if row.se else 0,
+            squeeze=_squeeze(block),
             squeeze_act=row.act,
         )
         x, expanded = layers.inverted_residual(x, sizes, spec, stride, name)
@@ -265,19 +249,20 @@ def neck(spec: FBNetV2Spec, x: Any) -> Any:
     return layers.activate(x, HS, "top_hidden")
 
 
-def _squeeze(expand: int) -> int:
-    return make_divisible(int(expand * 0.25), limit=LIMIT)
+def _expand(block: Block[Row]) -> int:
+    return make_divisible(block.channels * block.row.ratio, limit=LIMIT)
 
 
-def _blocks(spec: FBNetV2Spec) -> list[_Block]:
+def _squeeze(block: Block[Row]) -> int:
+    reduced = make_divisible(int(_expand(block) * 0.25), limit=LIMIT)
+    return reduced if block.row.se else 0
+
+
+def _blocks(spec: FBNetV2Spec) -> list[Block[Row]]:
     """Return the blocks that are built; the skipped ones keep their numbers."""
-    blocks: list[_Block] = []
-    channels, stages = spec.stem, [row.stage for row in spec.rows]
-    for i, row in enumerate(spec.rows):
-        if row.kernel or row.out != channels:
-            blocks.append(_Block(row, stages[: i + 1].count(row.stage), channels))
-        channels = row.out
-    return blocks
+    outs = [row.out for row in spec.rows]
+    blocks = expand_rows(spec.rows, channels=spec.stem, outs=outs)
+    return [b for b in blocks if b.row.kernel or b.out != b.channels]
 
 
 def _mobile_cv(spec: FBNetV2Spec) -> dict[str, str]:
@@ -290,7 +275,7 @@ def _mobile_cv(spec: FBNetV2Spec) -> dict[str, str]:
             continue
         parts = {"dw_conv": "dw.conv", "dw_bn": "dw.bn"}
         parts |= {"project_conv": "pwl.conv", "project_bn": "pwl.bn"}
-        if block.expand != block.channels:
+        if _expand(block) != block.channels:
             parts |= {"expand_conv": "pw.conv", "expand_bn": "pw.bn"}
         if block.row.se:
             parts |= {"se_squeeze_conv": "se.se.0.conv", "se_excite_conv": "se.se.1"}

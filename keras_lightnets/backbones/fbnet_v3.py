@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs, timm_inverted
@@ -288,34 +289,6 @@ SPECS = (
 )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block: its row, place and input channels."""
-
-    row: Row
-    number: int
-    repeat: int
-    channels: int
-
-    @property
-    def name(self) -> str:
-        return f"stage{self.row.stage}_block{self.number}"
-
-    @property
-    def first(self) -> bool:
-        return self.repeat == 0
-
-    @property
-    def expand(self) -> int:
-        return make_divisible(self.channels * self.row.ratio, limit=LIMIT)
-
-    @property
-    def squeeze(self) -> int:
-        share = 0.25 / self.row.ratio
-        reduced = make_divisible(int(self.expand * share), limit=LIMIT)
-        return reduced if self.row.se else 0
-
-
 def build(spec: FBNetV3Spec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (c5 x top_ratio)."""
     stride = layers.DilatedStride(output_stride)
@@ -328,13 +301,13 @@ def build(spec: FBNetV3Spec, x: Any, output_stride: int) -> dict[str, Any]:
         row = block.row
         sizes = layers.Bottleneck(
             kernel=row.kernel,
-            expand=block.expand,
+            expand=_expand(block),
             out=row.out,
-            stride=row.stride if block.first else 1,
+            stride=block.stride,
             act=spec.act,
-            squeeze=block.squeeze,
+            squeeze=_squeeze(block),
             squeeze_act=spec.act,
-            pad=row.pad if spec.narrow and block.first else None,
+            pad=row.pad if spec.narrow and block.repeat == 0 else None,
         )
         x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
         maps[f"c{row.stage}"] = x
@@ -350,15 +323,23 @@ def neck(spec: FBNetV3Spec, x: Any) -> Any:
     return layers.activate(x, spec.act, "top_hidden")
 
 
-def _blocks(spec: FBNetV3Spec) -> list[_Block]:
-    blocks: list[_Block] = []
-    channels = spec.stem
-    for row in spec.rows:
-        for repeat in range(row.repeat):
-            number = 1 + sum(b.row.stage == row.stage for b in blocks)
-            blocks.append(_Block(row, number, repeat, channels))
-            channels = row.out
-    return blocks
+def _expand(block: Block[Row]) -> int:
+    return make_divisible(block.channels * block.row.ratio, limit=LIMIT)
+
+
+def _squeeze(block: Block[Row]) -> int:
+    share = 0.25 / block.row.ratio
+    reduced = make_divisible(int(_expand(block) * share), limit=LIMIT)
+    return reduced if block.row.se else 0
+
+
+def _blocks(spec: FBNetV3Spec) -> list[Block[Row]]:
+    return expand_rows(
+        spec.rows,
+        channels=spec.stem,
+        outs=[row.out for row in spec.rows],
+        repeats=[row.repeat for row in spec.rows],
+    )
 
 
 def _mobile_cv(spec: FBNetV3Spec) -> dict[str, str]:
@@ -367,7 +348,7 @@ def _mobile_cv(spec: FBNetV3Spec) -> dict[str, str]:
     for block in _blocks(spec):
         parts = {"dw_conv": "dw.conv", "dw_bn": "dw.bn"}
         parts |= {"project_conv": "pwl.conv", "project_bn": "pwl.bn"}
-        if block.expand != block.channels:
+        if _expand(block) != block.channels:
             parts |= {"expand_conv": "pw.conv", "expand_bn": "pw.bn"}
         if block.row.se:
             parts |= {"se_squeeze_conv": "se.se.0.conv", "se_excite_conv": "se.se.1"}

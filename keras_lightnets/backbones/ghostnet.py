@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
@@ -126,10 +127,10 @@ def build(spec: GhostNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
     x = layers.activate(x, "relu", "stem")
     maps: dict[str, Any] = {}
-    for row, name in zip(spec.rows, _block_names(spec), strict=True):
-        x, expanded = _bottleneck(x, row, spec, stride, name)
-        maps[f"c{row.stage}"] = x
-        if row.stage == 5:
+    for block in _blocks(spec):
+        x, expanded = _bottleneck(x, block, spec, stride)
+        maps[f"c{block.row.stage}"] = x
+        if block.row.stage == 5:
             maps.setdefault("c4_expand", expanded)
     x = layers.conv_bn(x, _channels(spec, spec.top), 1, spec, "top")
     return {**maps, "features": layers.activate(x, "relu", "top")}
@@ -143,14 +144,14 @@ def neck(spec: GhostNetSpec, x: Any) -> Any:
 
 
 def _bottleneck(
-    x: Any, row: Row, spec: GhostNetSpec, stride: Any, name: str
+    x: Any, block: Block[Row], spec: GhostNetSpec, stride: Any
 ) -> tuple[Any, Any]:
     """Ghost module, strided depthwise convolution, squeeze, linear ghost module.
 
     Returns the output and the expanded input.
     """
+    row, name, out = block.row, block.name, block.out
     shortcut, mid = x, _channels(spec, row.expand)
-    out = _channels(spec, row.out)
     before = stride.dilation
     step, dilation = stride.step(row.stride)
     x = expanded = _ghost(x, mid, spec, f"{name}_expand", "relu", before)
@@ -159,7 +160,7 @@ def _bottleneck(
     if row.se:
         x = layers.squeeze_excite(x, make_divisible(mid / 4, 4), f"{name}_se")
     x = _ghost(x, out, spec, f"{name}_project", "linear", stride.dilation)
-    if row.stride > 1 or shortcut.shape[-1] != out:
+    if row.stride > 1 or block.channels != out:
         part = f"{name}_shortcut"
         shortcut = layers.depthwise_bn(
             shortcut, row.kernel, spec, f"{part}_dw", step, dilation
@@ -183,12 +184,9 @@ def _channels(spec: GhostNetSpec, count: int) -> int:
     return make_divisible(count * spec.width, spec.divisor)
 
 
-def _block_names(spec: GhostNetSpec) -> list[str]:
-    stages = [row.stage for row in spec.rows]
-    return [
-        f"stage{stage}_block{stages[: i + 1].count(stage)}"
-        for i, stage in enumerate(stages)
-    ]
+def _blocks(spec: GhostNetSpec) -> list[Block[Row]]:
+    outs = [_channels(spec, row.out) for row in spec.rows]
+    return expand_rows(spec.rows, channels=_channels(spec, spec.stem), outs=outs)
 
 
 _GHOST = {
@@ -205,9 +203,10 @@ def _timm(spec: GhostNetSpec) -> dict[str, str]:
     Their `blocks` are numbered by runs: a strided block is a run of its own.
     """
     names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
-    channels, index, run = _channels(spec, spec.stem), 0, -1
+    index, run = 0, -1
     previous: Row | None = None
-    for row, ours in zip(spec.rows, _block_names(spec), strict=True):
+    for block in _blocks(spec):
+        row, ours = block.row, block.name
         after_stride = previous is not None and previous.stride > 1
         new = previous is None or row.stride > 1 or after_stride
         run, index, previous = run + new, 0 if new else index + 1, row
@@ -220,12 +219,10 @@ def _timm(spec: GhostNetSpec) -> dict[str, str]:
         if row.se:
             parts["se_squeeze_conv"] = "se.conv_reduce"
             parts["se_excite_conv"] = "se.conv_expand"
-        out = _channels(spec, row.out)
-        if row.stride > 1 or channels != out:
+        if row.stride > 1 or block.channels != block.out:
             parts |= {"shortcut_dw_conv": "shortcut.0", "shortcut_dw_bn": "shortcut.1"}
             parts |= {"shortcut_conv": "shortcut.2", "shortcut_bn": "shortcut.3"}
         names |= pairs(ours, theirs, parts)
-        channels = out
     names |= pairs("top", f"blocks.{run + 1}.0.", {"conv": "conv", "bn": "bn1"})
     return names | {"top_hidden_conv": "conv_head", "top_classifier": "classifier"}
 

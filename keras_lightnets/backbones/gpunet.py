@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
@@ -133,10 +134,11 @@ def build(spec: GPUNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     x = layers.conv_bn(x, spec.stem, 3, spec, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
     maps: dict[str, Any] = {}
-    for row, name in zip(spec.rows, _names(spec), strict=True):
+    for block in _blocks(spec):
+        row, name = block.row, block.name
         sizes = layers.Bottleneck(
             kernel=row.kernel,
-            expand=make_divisible(x.shape[-1] * row.ratio) if row.ratio else 0,
+            expand=make_divisible(block.channels * row.ratio) if row.ratio else 0,
             out=row.out,
             stride=row.stride,
             act=spec.act,
@@ -157,26 +159,21 @@ def build(spec: GPUNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     return {**maps, "features": layers.activate(x, spec.act, "top")}
 
 
-def _names(spec: GPUNetSpec) -> list[str]:
-    stages = [row.stage for row in spec.rows]
-    return [
-        f"stage{stage}_block{stages[: i + 1].count(stage)}"
-        for i, stage in enumerate(stages)
-    ]
+def _blocks(spec: GPUNetSpec) -> list[Block[Row]]:
+    outs = [row.out for row in spec.rows]
+    return expand_rows(spec.rows, channels=spec.stem, outs=outs)
 
 
 def _nvidia(spec: GPUNetSpec) -> dict[str, str]:
     """Name the layers as NVIDIA: by stage and place in the configuration."""
     names = pairs("stem", "network.head: 2.net.", {"conv": "0", "bn": "1"})
     plain = {"conv": "conv", "bn": "bn1"}
-    block = {"expand_conv": "conv_pw", "expand_bn": "bn1", "dw_conv": "conv_dw"}
-    block |= {"dw_bn": "bn2", "project_conv": "conv_pwl", "project_bn": "bn3"}
-    number = 3
-    for row, name in zip(spec.rows, _names(spec), strict=True):
-        theirs = f"network.stage: {row.stage} layer{number}."
-        names |= pairs(name, theirs, block if row.ratio else plain)
-        number += 1
-    last = f"network. layer{number}.net."
+    parts = {"expand_conv": "conv_pw", "expand_bn": "bn1", "dw_conv": "conv_dw"}
+    parts |= {"dw_bn": "bn2", "project_conv": "conv_pwl", "project_bn": "bn3"}
+    for block in _blocks(spec):
+        theirs = f"network.stage: {block.row.stage} layer{block.index + 3}."
+        names |= pairs(block.name, theirs, parts if block.row.ratio else plain)
+    last = f"network. layer{len(spec.rows) + 3}.net."
     names |= pairs("top", last, {"conv": "0", "bn": "1"})
     return names | {"top_classifier": f"{last}6"}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs, timm_inverted
@@ -46,6 +47,10 @@ class Row:
     stride: int
     se: bool = False
     skip: bool = True
+
+    @property
+    def expanded(self) -> bool:
+        return self.ratio != 1
 
 
 # fmt: off
@@ -221,26 +226,6 @@ SPECS = (
 )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block: its row, place and channels."""
-
-    row: Row
-    index: int
-    repeat: int
-    name: str
-    channels: int
-    out: int
-
-    @property
-    def stride(self) -> int:
-        return self.row.stride if self.repeat == 0 else 1
-
-    @property
-    def expanded(self) -> bool:
-        return self.row.ratio != 1
-
-
 def build(spec: MnasNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (1280 channels)."""
     stride = layers.DilatedStride(output_stride)
@@ -273,24 +258,20 @@ def _channels(spec: MnasNetSpec, count: int) -> int:
     return make_divisible(count * spec.width, spec.divisor)
 
 
-def _blocks(spec: MnasNetSpec) -> list[_Block]:
-    blocks: list[_Block] = []
-    channels = _channels(spec, spec.stem)
-    for index, row in enumerate(spec.rows):
-        out = _channels(spec, row.out)
-        for repeat in range(row.repeat):
-            number = 1 + sum(b.row.stage == row.stage for b in blocks)
-            name = f"stage{row.stage}_block{number}"
-            blocks.append(_Block(row, index, repeat, name, channels, out))
-            channels = out
-    return blocks
+def _blocks(spec: MnasNetSpec) -> list[Block[Row]]:
+    return expand_rows(
+        spec.rows,
+        channels=_channels(spec, spec.stem),
+        outs=[_channels(spec, row.out) for row in spec.rows],
+        repeats=[row.repeat for row in spec.rows],
+    )
 
 
 def _timm(spec: MnasNetSpec) -> dict[str, str]:
     names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
     for block in _blocks(spec):
         theirs = f"blocks.{block.index}.{block.repeat}."
-        names |= timm_inverted(block.name, theirs, block.expanded, block.row.se)
+        names |= timm_inverted(block.name, theirs, block.row.expanded, block.row.se)
     names |= {"top_conv": "conv_head", "top_bn": "bn2"}
     return names | {"top_classifier": "classifier"}
 
@@ -313,14 +294,13 @@ def _pytorchcv(spec: MnasNetSpec) -> dict[str, str]:
     names = pairs("stem", "features.init_block.conv1.", {"conv": "conv", "bn": "bn"})
     blocks = _blocks(spec)
     for block in blocks:
-        stage, number = block.row.stage - 1, block.name.rpartition("block")[2]
-        theirs = f"features.stage{stage}.unit{number}."
+        theirs = f"features.stage{block.row.stage - 1}.unit{block.number}."
         if block is blocks[0]:
             theirs = "features.init_block.conv2."
         elif block is blocks[-1]:
             theirs = "features.final_block.conv1."
         parts = {"expand_conv": "exp_conv.conv", "expand_bn": "exp_conv.bn"}
-        parts = parts if block.expanded else {}
+        parts = parts if block.row.expanded else {}
         parts |= {"dw_conv": "dw_conv.conv", "dw_bn": "dw_conv.bn"}
         if block.row.se:
             parts |= {"se_squeeze_conv": "se.conv1", "se_excite_conv": "se.conv2"}

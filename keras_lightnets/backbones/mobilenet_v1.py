@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
@@ -164,12 +165,13 @@ def build(spec: MobileNetV1Spec, x: Any, output_stride: int) -> dict[str, Any]:
     x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
     maps: dict[str, Any] = {}
-    for row, repeat, name in _blocks(spec):
-        step, dilation = stride.step(row.stride if repeat == 0 else 1)
+    for block in _blocks(spec):
+        name = block.name
+        step, dilation = stride.step(block.stride)
         x = layers.depthwise_bn(x, 3, spec, f"{name}_dw", step, dilation)
         x = layers.activate(x, spec.act, f"{name}_dw")
-        x = layers.conv_bn(x, _channels(spec, row.out), 1, spec, f"{name}_pw")
-        x = maps[f"c{row.stage}"] = layers.activate(x, spec.act, f"{name}_pw")
+        x = layers.conv_bn(x, block.out, 1, spec, f"{name}_pw")
+        x = maps[f"c{block.row.stage}"] = layers.activate(x, spec.act, f"{name}_pw")
     return {**maps, "features": x}
 
 
@@ -177,20 +179,20 @@ def _channels(spec: MobileNetV1Spec, count: int) -> int:
     return make_divisible(count * spec.width, spec.divisor)
 
 
-def _blocks(spec: MobileNetV1Spec) -> list[tuple[Row, int, str]]:
-    """Return (row, repeat, name) of every block."""
-    return [
-        (row, repeat, f"stage{row.stage}_block{repeat + 1}")
-        for row in spec.rows
-        for repeat in range(row.repeat)
-    ]
+def _blocks(spec: MobileNetV1Spec) -> list[Block[Row]]:
+    return expand_rows(
+        spec.rows,
+        channels=_channels(spec, spec.stem),
+        outs=[_channels(spec, row.out) for row in spec.rows],
+        repeats=[row.repeat for row in spec.rows],
+    )
 
 
 def _timm(spec: MobileNetV1Spec) -> dict[str, str]:
     names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
     parts = {"dw_conv": "conv_dw", "dw_bn": "bn1", "pw_conv": "conv_pw", "pw_bn": "bn2"}
-    for row, repeat, name in _blocks(spec):
-        names |= pairs(name, f"blocks.{row.stage - 1}.{repeat}.", parts)
+    for block in _blocks(spec):
+        names |= pairs(block.name, f"blocks.{block.index}.{block.repeat}.", parts)
     return names | {"top_classifier": "classifier"}
 
 
@@ -202,17 +204,18 @@ def _pytorchcv(spec: MobileNetV1Spec) -> dict[str, str]:
         "pw_conv": "pw_conv.conv",
         "pw_bn": "pw_conv.bn",
     }
-    for row, repeat, name in _blocks(spec):
-        names |= pairs(name, f"features.stage{row.stage}.unit{repeat + 1}.", parts)
+    for block in _blocks(spec):
+        theirs = f"features.stage{block.row.stage}.unit{block.number}."
+        names |= pairs(block.name, theirs, parts)
     return names | {"top_classifier": "output"}
 
 
 def _keras(spec: MobileNetV1Spec) -> dict[str, str]:
     names = {"stem_conv": "conv1", "stem_bn": "conv1_bn"}
-    for i, (_, _, name) in enumerate(_blocks(spec), start=1):
+    for i, block in enumerate(_blocks(spec), start=1):
         for part in ("dw", "pw"):
-            names[f"{name}_{part}_conv"] = f"conv_{part}_{i}"
-            names[f"{name}_{part}_bn"] = f"conv_{part}_{i}_bn"
+            names[f"{block.name}_{part}_conv"] = f"conv_{part}_{i}"
+            names[f"{block.name}_{part}_bn"] = f"conv_{part}_{i}_bn"
     return names | {"top_classifier": "conv_preds"}
 
 
@@ -222,9 +225,7 @@ LAYOUTS = {
         changes=SPECS[0].weights[0].changes,
         preprocessing=IMAGENET,
     ),
-    "timm": Layout(
-        names=_timm, changes=TIMM_WEIGHTS.changes, preprocessing=INCEPTION
-    ),
+    "timm": Layout(names=_timm, changes=TIMM_WEIGHTS.changes, preprocessing=INCEPTION),
     "keras": Layout(names=_keras, kind="keras", preprocessing=INCEPTION),
 }
 FAMILY = Family(specs=SPECS, build=build, layouts=LAYOUTS)

@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs, timm_inverted
@@ -198,29 +199,11 @@ SPECS = (
 )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block: its row, place and channels."""
-
-    row: Row
-    index: int
-    repeat: int
-    name: str
-    channels: int
-    out: int
-    expanded: bool
-
-    @property
-    def stride(self) -> int:
-        return self.row.stride if self.repeat == 0 else 1
-
-
 def build(spec: MobileNetV2Spec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (1280 channels)."""
     stride = layers.DilatedStride(output_stride)
     step, _ = stride.step(2)
-    stem = make_divisible(spec.stem * spec.width, spec.divisor)
-    x = layers.conv_bn(x, stem, 3, spec, "stem", stride=step)
+    x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
     maps: dict[str, Any] = {}
     for block in _blocks(spec):
@@ -230,7 +213,7 @@ def build(spec: MobileNetV2Spec, x: Any, output_stride: int) -> dict[str, Any]:
             out=block.out,
             stride=block.stride,
             act=spec.act,
-            always_expand=block.expanded,
+            always_expand=_expanded(spec, block.row),
         )
         x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
         maps[f"c{block.row.stage}"] = x
@@ -241,33 +224,30 @@ def build(spec: MobileNetV2Spec, x: Any, output_stride: int) -> dict[str, Any]:
     return {**maps, "features": layers.activate(x, spec.act, "top")}
 
 
-def _blocks(spec: MobileNetV2Spec) -> list[_Block]:
-    blocks: list[_Block] = []
-    channels = make_divisible(spec.stem * spec.width, spec.divisor)
-    for index, row in enumerate(spec.rows):
-        out = make_divisible(row.out * spec.width, spec.divisor)
-        for repeat in range(row.repeat):
-            number = 1 + sum(b.row.stage == row.stage for b in blocks)
-            blocks.append(
-                _Block(
-                    row=row,
-                    index=index,
-                    repeat=repeat,
-                    name=f"stage{row.stage}_block{number}",
-                    channels=channels,
-                    out=out,
-                    expanded=row.ratio != 1 or spec.expand_first,
-                )
-            )
-            channels = out
-    return blocks
+def _channels(spec: MobileNetV2Spec, count: int) -> int:
+    return make_divisible(count * spec.width, spec.divisor)
+
+
+def _expanded(spec: MobileNetV2Spec, row: Row) -> bool:
+    return row.ratio != 1 or spec.expand_first
+
+
+def _blocks(spec: MobileNetV2Spec) -> list[Block[Row]]:
+    return expand_rows(
+        spec.rows,
+        channels=_channels(spec, spec.stem),
+        outs=[_channels(spec, row.out) for row in spec.rows],
+        repeats=[row.repeat for row in spec.rows],
+    )
 
 
 def _timm(spec: MobileNetV2Spec) -> dict[str, str]:
     names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
     for block in _blocks(spec):
         theirs = f"blocks.{block.index}.{block.repeat}."
-        names |= timm_inverted(block.name, theirs, block.expanded, squeezed=False)
+        names |= timm_inverted(
+            block.name, theirs, _expanded(spec, block.row), squeezed=False
+        )
     names |= {"top_conv": "conv_head", "top_bn": "bn2"}
     return names | {"top_classifier": "classifier"}
 
@@ -276,8 +256,8 @@ def _torchvision(spec: MobileNetV2Spec) -> dict[str, str]:
     names = pairs("stem", "features.0.", {"conv": "0", "bn": "1"})
     blocks = _blocks(spec)
     for i, block in enumerate(blocks, start=1):
-        parts = {"expand_conv": "0.0", "expand_bn": "0.1"} if block.expanded else {}
-        k = int(block.expanded)
+        k = int(_expanded(spec, block.row))
+        parts = {"expand_conv": "0.0", "expand_bn": "0.1"} if k else {}
         parts |= {"dw_conv": f"{k}.0", "dw_bn": f"{k}.1"}
         parts |= {"project_conv": f"{k + 1}", "project_bn": f"{k + 2}"}
         names |= pairs(block.name, f"features.{i}.conv.", parts)
@@ -288,11 +268,9 @@ def _torchvision(spec: MobileNetV2Spec) -> dict[str, str]:
 def _pytorchcv(spec: MobileNetV2Spec) -> dict[str, str]:
     names = pairs("stem", "features.init_block.", {"conv": "conv", "bn": "bn"})
     for block in _blocks(spec):
-        parts = ("expand", "dw", "project") if block.expanded else ("dw", "project")
-        stage, number = block.name.replace("block", "unit").split("_")
-        for part in parts:
-            i = 1 + ("expand", "dw", "project").index(part)
-            theirs = f"features.{stage}.{number}.conv{i}."
+        first = 0 if _expanded(spec, block.row) else 1
+        for i, part in list(enumerate(("expand", "dw", "project"), start=1))[first:]:
+            theirs = f"features.stage{block.row.stage}.unit{block.number}.conv{i}."
             names |= pairs(f"{block.name}_{part}", theirs, {"conv": "conv", "bn": "bn"})
     names |= pairs("top", "features.final_block.", {"conv": "conv", "bn": "bn"})
     return names | {"top_classifier": "output"}
@@ -302,7 +280,7 @@ def _keras(spec: MobileNetV2Spec) -> dict[str, str]:
     names = {"stem_conv": "Conv1", "stem_bn": "bn_Conv1"}
     for i, block in enumerate(_blocks(spec)):
         parts = {"expand_conv": "expand", "expand_bn": "expand_BN"}
-        parts = parts if block.expanded else {}
+        parts = parts if _expanded(spec, block.row) else {}
         parts |= {"dw_conv": "depthwise", "dw_bn": "depthwise_BN"}
         parts |= {"project_conv": "project", "project_bn": "project_BN"}
         names |= pairs(block.name, f"block_{i}_" if i else "expanded_conv_", parts)
@@ -311,9 +289,7 @@ def _keras(spec: MobileNetV2Spec) -> dict[str, str]:
 
 
 LAYOUTS = {
-    "torchvision": Layout(
-        names=_torchvision, changes=TORCH, preprocessing=TORCHVISION
-    ),
+    "torchvision": Layout(names=_torchvision, changes=TORCH, preprocessing=TORCHVISION),
     "timm": Layout(names=_timm, changes=TORCH, preprocessing=IMAGENET),
     "keras": Layout(names=_keras, kind="keras", preprocessing=INCEPTION),
     "pytorchcv": Layout(

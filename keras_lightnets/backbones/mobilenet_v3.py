@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs, timm_inverted
@@ -276,21 +277,6 @@ SPECS = (
 )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block: its row, name and channels."""
-
-    row: Row
-    name: str
-    channels: int
-    expand: int
-    out: int
-
-    @property
-    def expanded(self) -> bool:
-        return self.expand != self.channels
-
-
 def build(spec: MobileNetV3Spec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features".
 
@@ -303,14 +289,14 @@ def build(spec: MobileNetV3Spec, x: Any, output_stride: int) -> dict[str, Any]:
     x = layers.activate(x, spec.act, "stem")
     maps: dict[str, Any] = {"c1": x}
     for block in _blocks(spec):
-        row = block.row
+        row, expand = block.row, _expand(spec, block)
         sizes = layers.Bottleneck(
             kernel=row.kernel,
-            expand=block.expand,
+            expand=expand,
             out=block.out,
-            stride=row.stride,
+            stride=block.stride,
             act=row.act,
-            squeeze=make_divisible(block.expand / 4, spec.divisor) if row.se else 0,
+            squeeze=make_divisible(expand / 4, spec.divisor) if row.se else 0,
         )
         x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
         maps[f"c{row.stage}"] = x
@@ -333,20 +319,25 @@ def _stem(spec: MobileNetV3Spec) -> int:
     return make_divisible(spec.stem * max(1.0, spec.width), spec.divisor)
 
 
-def _blocks(spec: MobileNetV3Spec) -> list[_Block]:
-    """Return the blocks; the width keeps the ratio of expansion, as in TensorFlow."""
-    blocks: list[_Block] = []
-    channels, before = _stem(spec), spec.stem
-    for row in spec.rows:
-        expand = make_divisible(channels * row.expand / before, spec.divisor)
-        before = row.out
-        halve = spec.reduced_tail and row.stage == 5
-        out = make_divisible(row.out * spec.width, spec.divisor) // (2 if halve else 1)
-        number = 1 + sum(b.row.stage == row.stage for b in blocks)
-        name = f"stage{row.stage}_block{number}"
-        blocks.append(_Block(row, name, channels, expand, out))
-        channels = out
-    return blocks
+def _blocks(spec: MobileNetV3Spec) -> list[Block[Row]]:
+    return expand_rows(
+        spec.rows, channels=_stem(spec), outs=[_out(spec, row) for row in spec.rows]
+    )
+
+
+def _out(spec: MobileNetV3Spec, row: Row) -> int:
+    out = make_divisible(row.out * spec.width, spec.divisor)
+    return out // 2 if spec.reduced_tail and row.stage == 5 else out
+
+
+def _expand(spec: MobileNetV3Spec, block: Block[Row]) -> int:
+    """Return the expanded channels; the width keeps their ratio, as in TensorFlow."""
+    before = spec.rows[block.index - 1].out if block.index else spec.stem
+    return make_divisible(block.channels * block.row.expand / before, spec.divisor)
+
+
+def _expanded(spec: MobileNetV3Spec, block: Block[Row]) -> bool:
+    return _expand(spec, block) != block.channels
 
 
 def _timm(spec: MobileNetV3Spec) -> dict[str, str]:
@@ -357,7 +348,7 @@ def _timm(spec: MobileNetV3Spec) -> dict[str, str]:
         index = index + 1 if block.row.out == out else 0
         group, out = group + (index == 0), block.row.out
         theirs = f"blocks.{group}.{index}."
-        names |= timm_inverted(block.name, theirs, block.expanded, block.row.se)
+        names |= timm_inverted(block.name, theirs, _expanded(spec, block), block.row.se)
     names |= pairs("top", f"blocks.{group + 1}.0.", {"conv": "conv", "bn": "bn1"})
     return names | {"top_hidden_conv": "conv_head", "top_classifier": "classifier"}
 
@@ -366,8 +357,8 @@ def _torchvision(spec: MobileNetV3Spec) -> dict[str, str]:
     names = pairs("stem", "features.0.", {"conv": "0", "bn": "1"})
     blocks = _blocks(spec)
     for i, block in enumerate(blocks, start=1):
-        parts = {"expand_conv": "0.0", "expand_bn": "0.1"} if block.expanded else {}
-        k = int(block.expanded)
+        k = int(_expanded(spec, block))
+        parts = {"expand_conv": "0.0", "expand_bn": "0.1"} if k else {}
         parts |= {"dw_conv": f"{k}.0", "dw_bn": f"{k}.1"}
         if block.row.se:
             k += 1
@@ -385,7 +376,7 @@ def _keras(spec: MobileNetV3Spec) -> dict[str, str]:
     names = {"stem_conv": "conv", "stem_bn": "conv_bn"}
     for i, block in enumerate(_blocks(spec)):
         parts = {"expand_conv": "expand", "expand_bn": "expand_bn"}
-        parts = parts if block.expanded else {}
+        parts = parts if _expanded(spec, block) else {}
         parts |= {"dw_conv": "depthwise", "dw_bn": "depthwise_bn"}
         parts |= {"project_conv": "project", "project_bn": "project_bn"}
         if block.row.se:
