@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from keras_lightnets import layers
+from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
@@ -16,7 +16,6 @@ from keras_lightnets._spec import (
     IMAGENET,
     ModelSpec,
     Preprocessing,
-    Weights,
 )
 
 __all__ = [
@@ -86,8 +85,9 @@ class EfficientNetSpec(ModelSpec):
     drop_connect: float = 0.0
 
 
-TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download"
-KERAS = "https://storage.googleapis.com/keras-applications"
+TIMM = (
+    "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights"
+)
 
 
 @dataclass(frozen=True)
@@ -190,42 +190,25 @@ VARIANTS = (
 def _spec(variant: Variant) -> EfficientNetSpec:
     name, rule = variant.name, _rule(variant.size, variant.crop)
     timm = tuple(
-        Weights(
-            tag=tag,
-            url=f"{TIMM}/v0.1-weights/tf_efficientnet_{name}{ending}.pth",
-            hash=f"sha256:{ending[-8:]}",
-            format="pth",
-            layout="timm",
-            licence="Apache-2.0",
-            preprocessing=rule,
-            top1=top1,
-            source="timm, converted from the authors' checkpoint",
+        _publishers.timm(
+            tag,
+            f"tf_efficientnet_{name}{ending}",
+            rule,
+            top1,
+            source=_publishers.CONVERTED,
+            host=TIMM,
         )
         for tag, ending, top1 in variant.timm
     )
-    converted = Weights(
-        tag="keras_in1k",
-        url=f"{KERAS}/efficientnet{name}.h5",
-        hash=f"md5:{variant.md5}",
-        format="h5",
-        layout="keras",
-        licence="Apache-2.0",
-        preprocessing=rule,
-        top1=variant.top1,
-        source="keras.applications, converted from the authors' checkpoint",
-    )
+    path = f"keras-applications/efficientnet{name}"
+    converted = _publishers.keras(path, rule, variant.md5, variant.top1)
     torchvision = tuple(
-        Weights(
-            tag=f"torchvision_{version}",
-            url=f"https://download.pytorch.org/models/efficientnet_{ending}.pth",
-            hash=f"sha256:{ending[-8:]}",
-            format="pth",
-            layout="torchvision",
-            licence="BSD-3-Clause",
-            preprocessing=torch_rule,
-            changes=(("padding", "symmetric"), ("bn_epsilon", epsilon)),
-            top1=top1,
-            source="torchvision",
+        _publishers.torchvision(
+            version,
+            f"efficientnet_{ending}",
+            torch_rule,
+            top1,
+            (("padding", "symmetric"), ("bn_epsilon", epsilon)),
         )
         for version, ending, top1, epsilon, torch_rule in variant.torchvision
     )

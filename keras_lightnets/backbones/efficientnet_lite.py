@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from keras_lightnets import layers
+from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
@@ -83,18 +83,8 @@ class EfficientNetLiteSpec(ModelSpec):
 
 
 def _timm_weights(file: str, rule: Preprocessing, top1: float) -> Weights:
-    host = "https://github.com/rwightman/pytorch-image-models/releases/download"
-    return Weights(
-        tag="tf_in1k",
-        url=f"{host}/v0.1-weights/{file}.pth",
-        hash=f"sha256:{file[-8:]}",
-        format="pth",
-        layout="timm",
-        licence="Apache-2.0",
-        preprocessing=rule,
-        top1=top1,
-        source="timm, converted from the authors' checkpoint",
-    )
+    source = _publishers.CONVERTED
+    return _publishers.timm("tf_in1k", file, rule, top1, source=source)
 
 
 # The authors' checkpoint once more, in the layout of EfficientNet-PyTorch.

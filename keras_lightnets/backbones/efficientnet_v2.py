@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from keras_lightnets import layers
+from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
@@ -128,8 +128,8 @@ class EfficientNetV2Spec(ModelSpec):
     drop_connect: float = 0.0
 
 
-TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download"
-KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/efficientnet_v2"
+TIMM = f"{_publishers.TIMM}/v0.1-effv2-weights"
+KERAS = "tensorflow/keras-applications/efficientnet_v2"
 # keras.applications' S, M and L divide by 128, which is not quite -1..1.
 KERAS_RULE = Preprocessing(mean=(128.0,) * 3, std=(128.0,) * 3)
 
@@ -139,46 +139,17 @@ def _rule(size: int, crop: float, base: Preprocessing = IMAGENET) -> Preprocessi
 
 
 def _timm_weights(tag: str, file: str, rule: Preprocessing, top1: float) -> Weights:
-    return Weights(
-        tag=tag,
-        url=f"{TIMM}/v0.1-effv2-weights/{file}.pth",
-        hash=f"sha256:{file[-8:]}",
-        format="pth",
-        layout="timm",
-        licence="Apache-2.0",
-        preprocessing=rule,
-        top1=top1,
-        source="timm, converted from the authors' TensorFlow checkpoint",
-    )
+    source = "converted from the authors' TensorFlow checkpoint"
+    return _publishers.timm(tag, file, rule, top1, source=source, host=TIMM)
 
 
 def _torchvision_weights(file: str, rule: Preprocessing, top1: float) -> Weights:
-    return Weights(
-        tag="torchvision_v1",
-        url=f"https://download.pytorch.org/models/{file}.pth",
-        hash=f"sha256:{file[-8:]}",
-        format="pth",
-        layout="torchvision",
-        licence="BSD-3-Clause",
-        preprocessing=rule,
-        changes=(("padding", "symmetric"),),
-        top1=top1,
-        source="torchvision",
-    )
+    changes = (("padding", "symmetric"),)
+    return _publishers.torchvision("v1", file, rule, top1, changes)
 
 
 def _keras_weights(name: str, md5: str, rule: Preprocessing, top1: float) -> Weights:
-    return Weights(
-        tag="keras_in1k",
-        url=f"{KERAS}/efficientnetv2-{name}.h5",
-        hash=f"md5:{md5}",
-        format="h5",
-        layout="keras",
-        licence="Apache-2.0",
-        preprocessing=rule,
-        top1=top1,
-        source="keras.applications, converted from the authors' checkpoint",
-    )
+    return _publishers.keras(f"{KERAS}/efficientnetv2-{name}", rule, md5, top1)
 
 
 SPECS = (

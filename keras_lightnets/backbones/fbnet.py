@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from keras_lightnets import layers
+from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._inputs import decode_predictions
@@ -146,47 +146,17 @@ RULE = dataclasses.replace(IMAGENET, interpolation="bilinear")
 
 
 def _facebook_weights(file: str, top1: float) -> Weights:
-    host = "https://dl.fbaipublicfiles.com/fbnet/models"
-    return Weights(
-        tag="facebook_in1k",
-        url=f"{host}/20200103/rAuaZE/{file}/model.pth",
-        format="pth",
-        layout="mobile_cv",
-        licence="CC-BY-NC-4.0",
-        preprocessing=RULE,
-        top1=top1,
-        source="facebookresearch/mobile-vision, the authors",
-        accept_licence=True,
-    )
+    return _publishers.facebook(f"20200103/rAuaZE/{file}", RULE, top1)
 
 
-TIMM_WEIGHTS = Weights(
-    tag="rmsp_in1k",
-    url=(
-        "https://github.com/rwightman/pytorch-image-models/releases/download/"
-        "v0.1-weights/fbnetc_100-c345b898.pth"
-    ),
-    hash="sha256:c345b898",
-    format="pth",
-    layout="timm",
-    licence="Apache-2.0",
-    preprocessing=RULE,
-    top1=75.12,
-    source="timm, trained by Ross Wightman",
-)
-PYTORCHCV_WEIGHTS = Weights(
-    tag="pytorchcv_in1k",
-    url=(
-        "https://github.com/osmr/imgclsmob/releases/download/v0.0.415/"
-        "fbnet_cb-0762-2edb61f8.pth.zip"
-    ),
-    hash="sha1:2edb61f8e4b5c45d958d0e57beff41fbfacd6061",
-    format="pth.zip",
-    layout="pytorchcv",
-    licence="MIT",
-    preprocessing=RULE,
-    changes=(("bn_epsilon", 1e-3),),
-    source="pytorchcv (osmr/imgclsmob), converted from timm",
+TIMM_WEIGHTS = _publishers.timm("rmsp_in1k", "fbnetc_100-c345b898", RULE, 75.12)
+PYTORCHCV_WEIGHTS = _publishers.pytorchcv(
+    "v0.0.415",
+    "fbnet_cb-0762",
+    "2edb61f8e4b5c45d958d0e57beff41fbfacd6061",
+    RULE,
+    (("bn_epsilon", 1e-3),),
+    "converted from timm",
 )
 
 SPECS = (

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from keras_lightnets import layers
+from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
@@ -144,19 +144,7 @@ def _weights(file: str, size: int, resize: int, top1: float) -> tuple[Weights, .
     rule = dataclasses.replace(
         IMAGENET, size=size, crop=size / resize, interpolation="bilinear"
     )
-    return (
-        Weights(
-            tag="facebook_in1k",
-            url=f"https://dl.fbaipublicfiles.com/fbnet/models/{file}/model.pth",
-            format="pth",
-            layout="mobile_cv",
-            licence="CC-BY-NC-4.0",
-            preprocessing=rule,
-            top1=top1,
-            source="facebookresearch/mobile-vision, the authors",
-            accept_licence=True,
-        ),
-    )
+    return (_publishers.facebook(file, rule, top1),)
 
 
 SPECS = (

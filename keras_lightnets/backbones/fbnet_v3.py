@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from keras_lightnets import layers
+from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
@@ -179,34 +179,12 @@ def _rule(size: int, crop: float) -> Preprocessing:
 
 
 def _facebook_weights(file: str, size: int, resize: int, top1: float) -> Weights:
-    host = "https://dl.fbaipublicfiles.com/fbnet/models"
-    return Weights(
-        tag="facebook_in1k",
-        url=f"{host}/20201201/GtOtfw/{file}/model.pth",
-        format="pth",
-        layout="mobile_cv",
-        licence="CC-BY-NC-4.0",
-        preprocessing=_rule(size, size / resize),
-        top1=top1,
-        source="facebookresearch/mobile-vision, the authors",
-        accept_licence=True,
-    )
+    rule = _rule(size, size / resize)
+    return _publishers.facebook(f"20201201/GtOtfw/{file}", rule, top1)
 
 
 def _timm_weights(file: str, size: int, top1: float) -> Weights:
-    host = "https://github.com/rwightman/pytorch-image-models/releases/download"
-    return Weights(
-        tag="ra2_in1k",
-        url=f"{host}/v0.1-weights/{file}.pth",
-        hash=f"sha256:{file[-8:]}",
-        format="pth",
-        layout="timm",
-        licence="Apache-2.0",
-        preprocessing=_rule(size, 0.95),
-        changes=TIMM_CHANGES,
-        top1=top1,
-        source="timm, trained by Ross Wightman",
-    )
+    return _publishers.timm("ra2_in1k", file, _rule(size, 0.95), top1, TIMM_CHANGES)
 
 
 SPECS = (

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from keras_lightnets import layers
+from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
@@ -108,53 +108,22 @@ class MnasNetSpec(ModelSpec):
 
 TIMM_RULE = dataclasses.replace(IMAGENET, interpolation="bicubic")
 TORCH_RULE = dataclasses.replace(IMAGENET, interpolation="bilinear")
+TORCH_CHANGES = (("bn_momentum", 0.9997),)
 TORCH_RULE_232 = dataclasses.replace(TORCH_RULE, crop=224 / 232)
 
 
 def _timm_weights(tag: str, file: str, top1: float) -> Weights:
-    host = "https://github.com/rwightman/pytorch-image-models/releases/download"
-    return Weights(
-        tag=tag,
-        url=f"{host}/v0.1-weights/{file}.pth",
-        hash=f"sha256:{file[-8:]}",
-        format="pth",
-        layout="timm",
-        licence="Apache-2.0",
-        preprocessing=TIMM_RULE,
-        top1=top1,
-        source="timm, trained by Ross Wightman",
-    )
+    return _publishers.timm(tag, file, TIMM_RULE, top1)
 
 
 def _torchvision_weights(
     file: str, top1: float, rule: Preprocessing = TORCH_RULE
 ) -> Weights:
-    return Weights(
-        tag="torchvision_v1",
-        url=f"https://download.pytorch.org/models/{file}.pth",
-        hash=f"sha256:{file.rpartition('-')[2]}",
-        format="pth",
-        layout="torchvision",
-        licence="BSD-3-Clause",
-        preprocessing=rule,
-        changes=(("bn_momentum", 0.9997),),
-        top1=top1,
-        source="torchvision",
-    )
+    return _publishers.torchvision("v1", file, rule, top1, TORCH_CHANGES)
 
 
 def _pytorchcv_weights(release: str, file: str, sha1: str) -> Weights:
-    host = "https://github.com/osmr/imgclsmob/releases/download"
-    return Weights(
-        tag="pytorchcv_in1k",
-        url=f"{host}/{release}/{file}-{sha1[:8]}.pth.zip",
-        hash=f"sha1:{sha1}",
-        format="pth.zip",
-        layout="pytorchcv",
-        licence="MIT",
-        preprocessing=TORCH_RULE,
-        source="pytorchcv (osmr/imgclsmob)",
-    )
+    return _publishers.pytorchcv(release, file, sha1, TORCH_RULE)
 
 
 SPECS = (
@@ -315,7 +284,7 @@ LAYOUTS = {
     "timm": Layout(names=_timm, preprocessing=TIMM_RULE),
     "torchvision": Layout(
         names=_torchvision,
-        changes=(("bn_momentum", 0.9997),),
+        changes=TORCH_CHANGES,
         preprocessing=TORCH_RULE_232,
     ),
     "pytorchcv": Layout(names=_pytorchcv, preprocessing=TORCH_RULE),

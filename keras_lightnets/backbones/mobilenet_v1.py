@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from keras_lightnets import layers
+from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
@@ -59,31 +59,13 @@ class MobileNetV1Spec(ModelSpec):
 
 
 def _pytorchcv_weights(release: str, file: str, sha1: str) -> Weights:
-    host = "https://github.com/osmr/imgclsmob/releases/download"
-    return Weights(
-        tag="pytorchcv_in1k",
-        url=f"{host}/{release}/{file}-{sha1[:8]}.pth.zip",
-        hash=f"sha1:{sha1}",
-        format="pth.zip",
-        layout="pytorchcv",
-        licence="MIT",
-        preprocessing=IMAGENET,
-        changes=(("padding", "symmetric"), ("bn_epsilon", 1e-5), ("act", "relu")),
-        source="pytorchcv (osmr/imgclsmob)",
-    )
+    changes = (("padding", "symmetric"), ("bn_epsilon", 1e-5), ("act", "relu"))
+    return _publishers.pytorchcv(release, file, sha1, IMAGENET, changes)
 
 
 def _keras_weights(width: str) -> Weights:
-    host = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet"
-    return Weights(
-        tag="keras_in1k",
-        url=f"{host}/mobilenet_{width}_224_tf.h5",
-        format="h5",
-        layout="keras",
-        licence="Apache-2.0",
-        preprocessing=INCEPTION,
-        source="keras.applications, converted from the authors' checkpoint",
-    )
+    path = f"tensorflow/keras-applications/mobilenet/mobilenet_{width}_224_tf"
+    return _publishers.keras(path, INCEPTION)
 
 
 HUGGINGFACE = "https://huggingface.co/timm"

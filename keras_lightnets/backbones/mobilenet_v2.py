@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from keras_lightnets import layers
+from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
@@ -88,65 +88,28 @@ TORCHVISION_V2 = Preprocessing(
 
 
 def _torchvision_weights(
-    tag: str, sha256: str, rule: Preprocessing, top1: float
+    version: str, sha256: str, rule: Preprocessing, top1: float
 ) -> Weights:
-    return Weights(
-        tag=tag,
-        url=f"https://download.pytorch.org/models/mobilenet_v2-{sha256}.pth",
-        hash=f"sha256:{sha256}",
-        format="pth",
-        layout="torchvision",
-        licence="BSD-3-Clause",
-        preprocessing=rule,
-        changes=TORCH,
-        top1=top1,
-        source="torchvision",
-    )
+    file = f"mobilenet_v2-{sha256}"
+    return _publishers.torchvision(version, file, rule, top1, TORCH)
 
 
 def _timm_weights(tag: str, file: str, top1: float) -> Weights:
-    host = "https://github.com/rwightman/pytorch-image-models/releases/download"
-    return Weights(
-        tag=tag,
-        url=f"{host}/v0.1-weights/{file}.pth",
-        hash=f"sha256:{file[-8:]}",
-        format="pth",
-        layout="timm",
-        licence="Apache-2.0",
-        preprocessing=IMAGENET,
-        changes=TORCH,
-        top1=top1,
-        source="timm, trained by Ross Wightman",
-    )
+    return _publishers.timm(tag, file, IMAGENET, top1, TORCH)
 
 
 def _keras_weights(width: float) -> Weights:
-    host = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2"
     stem = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels"
-    return Weights(
-        tag="keras_in1k",
-        url=f"{host}/{stem}_{width}_224.h5",
-        format="h5",
-        layout="keras",
-        licence="Apache-2.0",
-        preprocessing=INCEPTION,
-        source="keras.applications, converted from the authors' checkpoint",
-    )
+    path = f"tensorflow/keras-applications/mobilenet_v2/{stem}_{width}_224"
+    return _publishers.keras(path, INCEPTION)
 
 
-PYTORCHCV_WEIGHTS = Weights(
-    tag="pytorchcv_in1k",
-    url=(
-        "https://github.com/osmr/imgclsmob/releases/download/v0.0.213/"
-        "mobilenetv2_w1-0887-13a021bc.pth.zip"
-    ),
-    hash="sha1:13a021bca5b679b76156829743f7182da42e8bb6",
-    format="pth.zip",
-    layout="pytorchcv",
-    licence="MIT",
-    preprocessing=IMAGENET,
-    changes=(*TORCH, ("expand_first", True), ("classifier_bias", False)),
-    source="pytorchcv (osmr/imgclsmob)",
+PYTORCHCV_WEIGHTS = _publishers.pytorchcv(
+    "v0.0.213",
+    "mobilenetv2_w1-0887",
+    "13a021bca5b679b76156829743f7182da42e8bb6",
+    IMAGENET,
+    (*TORCH, ("expand_first", True), ("classifier_bias", False)),
 )
 
 SPECS = (
@@ -155,8 +118,8 @@ SPECS = (
         function="MobileNetV2",
         top1=72.0,
         weights=(
-            _torchvision_weights("torchvision_v1", "b0353104", TORCHVISION, 71.878),
-            _torchvision_weights("torchvision_v2", "7ebf99e0", TORCHVISION_V2, 72.154),
+            _torchvision_weights("v1", "b0353104", TORCHVISION, 71.878),
+            _torchvision_weights("v2", "7ebf99e0", TORCHVISION_V2, 72.154),
             _timm_weights("ra_in1k", "mobilenetv2_100_ra-b33bc2c4", 72.976),
             _keras_weights(1.0),
             PYTORCHCV_WEIGHTS,

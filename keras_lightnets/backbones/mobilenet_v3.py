@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from keras_lightnets import layers
+from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
@@ -107,8 +107,7 @@ class MobileNetV3Spec(ModelSpec):
     reduced_tail: bool = False
 
 
-TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download"
-KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v3"
+KERAS = "tensorflow/keras-applications/mobilenet_v3"
 TF_RULE = Preprocessing(interpolation="bilinear")
 TORCH_RULE = Preprocessing(
     mean=IMAGENET.mean, std=IMAGENET.std, interpolation="bilinear"
@@ -118,63 +117,25 @@ TORCH_RULE_V2 = dataclasses.replace(TORCH_RULE, crop=224 / 232)
 
 
 def _tf_weights(file: str, top1: float) -> Weights:
-    return Weights(
-        tag="tf_in1k",
-        url=f"{TIMM}/v0.1-weights/{file}.pth",
-        hash=f"sha256:{file[-8:]}",
-        format="pth",
-        layout="timm",
-        licence="Apache-2.0",
-        preprocessing=TF_RULE,
-        top1=top1,
-        source="timm, converted from the authors' checkpoint",
-    )
+    source = _publishers.CONVERTED
+    return _publishers.timm("tf_in1k", file, TF_RULE, top1, source=source)
 
 
 def _timm_weights(tag: str, file: str, top1: float) -> Weights:
-    return Weights(
-        tag=tag,
-        url=f"{TIMM}/v0.1-weights/{file}.pth",
-        hash=f"sha256:{file[-8:]}",
-        format="pth",
-        layout="timm",
-        licence="Apache-2.0",
-        preprocessing=IMAGENET,
-        changes=(("padding", "symmetric"), ("bn_epsilon", 1e-5)),
-        top1=top1,
-        source="timm, trained by Ross Wightman",
-    )
+    changes = (("padding", "symmetric"), ("bn_epsilon", 1e-5))
+    return _publishers.timm(tag, file, IMAGENET, top1, changes)
 
 
 def _torchvision_weights(
-    tag: str, file: str, top1: float, rule: Preprocessing = TORCH_RULE
+    version: str, file: str, top1: float, rule: Preprocessing = TORCH_RULE
 ) -> Weights:
-    return Weights(
-        tag=tag,
-        url=f"https://download.pytorch.org/models/{file}.pth",
-        hash=f"sha256:{file[-8:]}",
-        format="pth",
-        layout="torchvision",
-        licence="BSD-3-Clause",
-        preprocessing=rule,
-        changes=(("padding", "symmetric"),),
-        top1=top1,
-        source="torchvision",
-    )
+    changes = (("padding", "symmetric"),)
+    return _publishers.torchvision(version, file, rule, top1, changes)
 
 
 def _keras_weights(name: str, md5: str, top1: float) -> Weights:
-    return Weights(
-        tag="keras_in1k",
-        url=f"{KERAS}/weights_mobilenet_v3_{name}_float.h5",
-        hash=f"md5:{md5}",
-        format="h5",
-        layout="keras",
-        licence="Apache-2.0",
-        preprocessing=TF_RULE,
-        top1=top1,
-        source="keras.applications, converted from the authors' checkpoint",
-    )
+    path = f"{KERAS}/weights_mobilenet_v3_{name}_float"
+    return _publishers.keras(path, TF_RULE, md5, top1)
 
 
 SPECS = (
@@ -186,11 +147,9 @@ SPECS = (
         top1=75.2,
         weights=(
             _tf_weights("tf_mobilenetv3_large_100-427764d5", 75.516),
+            _torchvision_weights("v1", "mobilenet_v3_large-8738ca79", 74.042),
             _torchvision_weights(
-                "torchvision_v1", "mobilenet_v3_large-8738ca79", 74.042
-            ),
-            _torchvision_weights(
-                "torchvision_v2", "mobilenet_v3_large-5c1a4163", 75.274, TORCH_RULE_V2
+                "v2", "mobilenet_v3_large-5c1a4163", 75.274, TORCH_RULE_V2
             ),
             _timm_weights("ra_in1k", "mobilenetv3_large_100_ra-f55367f5", 75.766),
             _keras_weights("large_224_1.0", "59e551e166be033d707958cf9e29a6a7", 75.6),
@@ -230,9 +189,7 @@ SPECS = (
         top1=67.4,
         weights=(
             _tf_weights("tf_mobilenetv3_small_100-37f49e2b", 67.918),
-            _torchvision_weights(
-                "torchvision_v1", "mobilenet_v3_small-047dcff4", 67.668
-            ),
+            _torchvision_weights("v1", "mobilenet_v3_small-047dcff4", 67.668),
             _timm_weights("lamb_in1k", "mobilenetv3_small_100_lamb-266a294c", 67.656),
             _keras_weights("small_224_1.0", "8768d4c2e7dee89b9d02b2d03d65d862", 68.1),
         ),
