@@ -233,27 +233,29 @@ def build(spec: EfficientNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     step, _ = stride.step(2)
     x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
-    maps: dict[str, Any] = {}
     blocks = _blocks(spec)
-    for i, block in enumerate(blocks):
-        sizes = layers.Bottleneck(
-            kernel=block.row.kernel,
-            expand=block.channels * block.row.ratio,
-            out=block.out,
-            stride=block.stride,
-            act=spec.act,
-            # A quarter of the block's input, not of the expanded channels.
-            squeeze=max(1, block.channels // 4),
-            squeeze_act=spec.act,
-            gate="sigmoid",
-            drop=spec.drop_connect * i / len(blocks),
-        )
-        x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
-        maps[f"c{block.row.stage}"] = x
-        if block.row.stage == 5:
-            maps.setdefault("c4_expand", expanded)
+    drops = [spec.drop_connect * i / len(blocks) for i in range(len(blocks))]
+    sizes = [_sizes(spec, b, d) for b, d in zip(blocks, drops, strict=True)]
+    x, maps = layers.inverted_stages(x, blocks, sizes, spec, stride)
     x = layers.conv_bn(x, _channels(spec, spec.top), 1, spec, "top")
     return {**maps, "features": layers.activate(x, spec.act, "top")}
+
+
+def _sizes(
+    spec: EfficientNetSpec, block: Block[Row], drop: float
+) -> "layers.Bottleneck":
+    return layers.Bottleneck(
+        kernel=block.row.kernel,
+        expand=block.channels * block.row.ratio,
+        out=block.out,
+        stride=block.stride,
+        act=spec.act,
+        # A quarter of the block's input, not of the expanded channels.
+        squeeze=max(1, block.channels // 4),
+        squeeze_act=spec.act,
+        gate="sigmoid",
+        drop=drop,
+    )
 
 
 def _channels(spec: EfficientNetSpec, count: int) -> int:

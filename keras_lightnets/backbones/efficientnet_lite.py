@@ -184,21 +184,21 @@ def build(spec: EfficientNetLiteSpec, x: Any, output_stride: int) -> dict[str, A
     step, _ = stride.step(2)
     x = layers.conv_bn(x, spec.stem, 3, spec, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
-    maps: dict[str, Any] = {}
-    for block in _blocks(spec):
-        sizes = layers.Bottleneck(
-            kernel=block.row.kernel,
-            expand=block.channels * block.row.ratio,
-            out=block.out,
-            stride=block.stride,
-            act=spec.act,
-        )
-        x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
-        maps[f"c{block.row.stage}"] = x
-        if block.row.stage == 5:
-            maps.setdefault("c4_expand", expanded)
+    blocks = _blocks(spec)
+    sizes = [_sizes(spec, block) for block in blocks]
+    x, maps = layers.inverted_stages(x, blocks, sizes, spec, stride)
     x = layers.conv_bn(x, spec.top, 1, spec, "top")
     return {**maps, "features": layers.activate(x, spec.act, "top")}
+
+
+def _sizes(spec: EfficientNetLiteSpec, block: Block[Row]) -> "layers.Bottleneck":
+    return layers.Bottleneck(
+        kernel=block.row.kernel,
+        expand=block.channels * block.row.ratio,
+        out=block.out,
+        stride=block.stride,
+        act=spec.act,
+    )
 
 
 def _blocks(spec: EfficientNetLiteSpec) -> list[Block[Row]]:

@@ -201,25 +201,25 @@ def build(spec: FBNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     stride = layers.DilatedStride(output_stride)
     step, _ = stride.step(2)
     x = layers.conv_bn(x, spec.stem, 3, spec, "stem", stride=step)
-    x = layers.activate(x, spec.act, "stem")
-    maps: dict[str, Any] = {"c1": x}
-    for block in _blocks(spec):
-        row = block.row
-        sizes = layers.Bottleneck(
-            kernel=row.kernel,
-            expand=block.channels * row.ratio,
-            out=row.out,
-            stride=row.stride,
-            act=spec.act,
-            always_expand=spec.always_expand,
-            groups=row.groups,
-        )
-        x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
-        maps[f"c{row.stage}"] = x
-        if row.stage == 5:
-            maps.setdefault("c4_expand", expanded)
+    c1 = x = layers.activate(x, spec.act, "stem")
+    blocks = _blocks(spec)
+    sizes = [_sizes(spec, block) for block in blocks]
+    x, maps = layers.inverted_stages(x, blocks, sizes, spec, stride)
     x = layers.conv_bn(x, spec.top, 1, spec, "top")
-    return {**maps, "features": layers.activate(x, spec.act, "top")}
+    return {"c1": c1, **maps, "features": layers.activate(x, spec.act, "top")}
+
+
+def _sizes(spec: FBNetSpec, block: Block[Row]) -> "layers.Bottleneck":
+    row = block.row
+    return layers.Bottleneck(
+        kernel=row.kernel,
+        expand=block.channels * row.ratio,
+        out=row.out,
+        stride=row.stride,
+        act=spec.act,
+        always_expand=spec.always_expand,
+        groups=row.groups,
+    )
 
 
 def _blocks(spec: FBNetSpec) -> list[Block[Row]]:

@@ -274,23 +274,9 @@ def build(spec: FBNetV3Spec, x: Any, output_stride: int) -> dict[str, Any]:
     biased = dataclasses.replace(spec, conv_bias=spec.stem_bias)
     x = layers.conv_bn(x, spec.stem, 3, biased, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
-    maps: dict[str, Any] = {}
-    for block in _blocks(spec):
-        row = block.row
-        sizes = layers.Bottleneck(
-            kernel=row.kernel,
-            expand=_expand(block),
-            out=row.out,
-            stride=block.stride,
-            act=spec.act,
-            squeeze=_squeeze(block),
-            squeeze_act=spec.act,
-            pad=row.pad if spec.narrow and block.repeat == 0 else None,
-        )
-        x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
-        maps[f"c{row.stage}"] = x
-        if row.stage == 5:
-            maps.setdefault("c4_expand", expanded)
+    blocks = _blocks(spec)
+    sizes = [_sizes(spec, block) for block in blocks]
+    x, maps = layers.inverted_stages(x, blocks, sizes, spec, stride)
     x = layers.conv_bn(x, x.shape[-1] * spec.top_ratio, 1, spec, "top")
     return {**maps, "features": layers.activate(x, spec.act, "top")}
 
@@ -309,6 +295,20 @@ def _squeeze(block: Block[Row]) -> int:
     share = 0.25 / block.row.ratio
     reduced = make_divisible(int(_expand(block) * share), limit=LIMIT)
     return reduced if block.row.se else 0
+
+
+def _sizes(spec: FBNetV3Spec, block: Block[Row]) -> "layers.Bottleneck":
+    row = block.row
+    return layers.Bottleneck(
+        kernel=row.kernel,
+        expand=_expand(block),
+        out=row.out,
+        stride=block.stride,
+        act=spec.act,
+        squeeze=_squeeze(block),
+        squeeze_act=spec.act,
+        pad=row.pad if spec.narrow and block.repeat == 0 else None,
+    )
 
 
 def _blocks(spec: FBNetV3Spec) -> list[Block[Row]]:

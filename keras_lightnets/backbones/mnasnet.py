@@ -201,26 +201,26 @@ def build(spec: MnasNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     step, _ = stride.step(2)
     x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
-    maps: dict[str, Any] = {}
-    for block in _blocks(spec):
-        sizes = layers.Bottleneck(
-            kernel=block.row.kernel,
-            expand=block.channels * block.row.ratio,
-            out=block.out,
-            stride=block.stride,
-            act=spec.act,
-            # A quarter of the block's input, not of the expanded channels.
-            squeeze=max(1, round(block.channels / 4)) if block.row.se else 0,
-            squeeze_act=spec.act,
-            gate="sigmoid",
-            skip=block.row.skip,
-        )
-        x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
-        maps[f"c{block.row.stage}"] = x
-        if block.row.stage == 5:
-            maps.setdefault("c4_expand", expanded)
+    blocks = _blocks(spec)
+    sizes = [_sizes(spec, block) for block in blocks]
+    x, maps = layers.inverted_stages(x, blocks, sizes, spec, stride)
     x = layers.conv_bn(x, spec.top, 1, spec, "top")
     return {**maps, "features": layers.activate(x, spec.act, "top")}
+
+
+def _sizes(spec: MnasNetSpec, block: Block[Row]) -> "layers.Bottleneck":
+    return layers.Bottleneck(
+        kernel=block.row.kernel,
+        expand=block.channels * block.row.ratio,
+        out=block.out,
+        stride=block.stride,
+        act=spec.act,
+        # A quarter of the block's input, not of the expanded channels.
+        squeeze=max(1, round(block.channels / 4)) if block.row.se else 0,
+        squeeze_act=spec.act,
+        gate="sigmoid",
+        skip=block.row.skip,
+    )
 
 
 def _channels(spec: MnasNetSpec, count: int) -> int:

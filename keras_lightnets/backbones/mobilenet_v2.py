@@ -168,23 +168,23 @@ def build(spec: MobileNetV2Spec, x: Any, output_stride: int) -> dict[str, Any]:
     step, _ = stride.step(2)
     x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
-    maps: dict[str, Any] = {}
-    for block in _blocks(spec):
-        sizes = layers.Bottleneck(
-            kernel=3,
-            expand=block.channels * block.row.ratio,
-            out=block.out,
-            stride=block.stride,
-            act=spec.act,
-            always_expand=_expanded(spec, block.row),
-        )
-        x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
-        maps[f"c{block.row.stage}"] = x
-        if block.row.stage == 5:
-            maps.setdefault("c4_expand", expanded)
+    blocks = _blocks(spec)
+    sizes = [_sizes(spec, block) for block in blocks]
+    x, maps = layers.inverted_stages(x, blocks, sizes, spec, stride)
     top = make_divisible(spec.top * max(1.0, spec.width), spec.divisor)
     x = layers.conv_bn(x, top, 1, spec, "top")
     return {**maps, "features": layers.activate(x, spec.act, "top")}
+
+
+def _sizes(spec: MobileNetV2Spec, block: Block[Row]) -> "layers.Bottleneck":
+    return layers.Bottleneck(
+        kernel=3,
+        expand=block.channels * block.row.ratio,
+        out=block.out,
+        stride=block.stride,
+        act=spec.act,
+        always_expand=_expanded(spec, block.row),
+    )
 
 
 def _channels(spec: MobileNetV2Spec, count: int) -> int:

@@ -243,25 +243,13 @@ def build(spec: MobileNetV3Spec, x: Any, output_stride: int) -> dict[str, Any]:
     stride = layers.DilatedStride(output_stride)
     step, _ = stride.step(2)
     x = layers.conv_bn(x, _stem(spec), 3, spec, "stem", stride=step)
-    x = layers.activate(x, spec.act, "stem")
-    maps: dict[str, Any] = {"c1": x}
-    for block in _blocks(spec):
-        row, expand = block.row, _expand(spec, block)
-        sizes = layers.Bottleneck(
-            kernel=row.kernel,
-            expand=expand,
-            out=block.out,
-            stride=block.stride,
-            act=row.act,
-            squeeze=make_divisible(expand / 4, spec.divisor) if row.se else 0,
-        )
-        x, expanded = layers.inverted_residual(x, sizes, spec, stride, block.name)
-        maps[f"c{row.stage}"] = x
-        if row.stage == 5:
-            maps.setdefault("c4_expand", expanded)
+    c1 = x = layers.activate(x, spec.act, "stem")
+    blocks = _blocks(spec)
+    sizes = [_sizes(spec, block) for block in blocks]
+    x, maps = layers.inverted_stages(x, blocks, sizes, spec, stride)
     x = layers.conv_bn(x, 6 * x.shape[-1], 1, spec, "top")
     x = layers.activate(x, spec.act, "top")
-    return {**maps, "c5": x, "features": x}
+    return {"c1": c1, **maps, "c5": x, "features": x}
 
 
 def neck(spec: MobileNetV3Spec, x: Any) -> Any:
@@ -274,6 +262,18 @@ def neck(spec: MobileNetV3Spec, x: Any) -> Any:
 
 def _stem(spec: MobileNetV3Spec) -> int:
     return make_divisible(spec.stem * max(1.0, spec.width), spec.divisor)
+
+
+def _sizes(spec: MobileNetV3Spec, block: Block[Row]) -> "layers.Bottleneck":
+    row, expand = block.row, _expand(spec, block)
+    return layers.Bottleneck(
+        kernel=row.kernel,
+        expand=expand,
+        out=block.out,
+        stride=block.stride,
+        act=row.act,
+        squeeze=make_divisible(expand / 4, spec.divisor) if row.se else 0,
+    )
 
 
 def _blocks(spec: MobileNetV3Spec) -> list[Block[Row]]:

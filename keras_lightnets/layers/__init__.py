@@ -23,6 +23,7 @@ _MODULES = {
     "residual": "conv",
     "DilatedStride": "stride",
     "inverted_residual": "inverted",
+    "inverted_stages": "inverted",
     "max_pool": "pool",
     "pad_for": "pad",
     "squeeze_excite": "squeeze",

@@ -1,8 +1,10 @@
 """The inverted residual block (MBConv)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keras_lightnets._blocks import Block
 from keras_lightnets._spec import ModelSpec
 from keras_lightnets.layers.conv import activate, conv_bn, depthwise_bn, residual
 from keras_lightnets.layers.shuffle import channel_shuffle
@@ -86,3 +88,32 @@ def inverted_residual(
     if block.skip and block.stride == 1 and channels == block.out:
         x = residual(x, shortcut, name, block.drop)
     return x, expanded
+
+
+def inverted_stages(
+    x: Any,
+    blocks: Sequence[Block[Any]],
+    sizes: Sequence[Bottleneck],
+    spec: ModelSpec,
+    stride: DilatedStride,
+) -> tuple[Any, dict[str, Any]]:
+    """Build inverted residual blocks one after the other.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        blocks: Their places in the network.
+        sizes: Their sizes, in the same order.
+        spec: Gives padding, epsilon and momentum.
+        stride: Follows the network's stride.
+
+    Returns:
+        The last block's output, and the feature maps: the last one of every stage
+        ("c1"..) and the expanded input of the first block of stage 5 ("c4_expand").
+    """
+    maps: dict[str, Any] = {}
+    for block, size in zip(blocks, sizes, strict=True):
+        x, expanded = inverted_residual(x, size, spec, stride, block.name)
+        maps[f"c{block.row.stage}"] = x
+        if block.row.stage == 5:
+            maps.setdefault("c4_expand", expanded)
+    return x, maps
