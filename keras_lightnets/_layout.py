@@ -47,6 +47,14 @@ _NOT_EXPANDED = {
     "project_bn": "bn2",
 }
 _SQUEEZE = {"se_squeeze_conv": "se.conv_reduce", "se_excite_conv": "se.conv_expand"}
+# timm's names of what stands before and behind the blocks.
+TIMM_ENDS = {
+    "stem_conv": "conv_stem",
+    "stem_bn": "bn1",
+    "top_conv": "conv_head",
+    "top_bn": "bn2",
+    "top_classifier": "classifier",
+}
 
 
 def pairs(ours: str, theirs: str, parts: Mapping[str, str]) -> dict[str, str]:
@@ -83,3 +91,50 @@ def timm_inverted(
     """
     parts = dict(_EXPANDED if expanded else _NOT_EXPANDED)
     return pairs(ours, theirs, parts | _SQUEEZE if squeezed else parts)
+
+
+def torchvision_inverted(
+    ours: str, theirs: str, expanded: bool, squeezed: bool
+) -> dict[str, str]:
+    """Name an inverted residual block as torchvision's newer networks do.
+
+    Args:
+        ours: Stem of the layer names here, such as "stage3_block2".
+        theirs: torchvision's prefix, such as "features.3.1.block.".
+        expanded: Whether the block has an expansion convolution.
+        squeezed: Whether the block has squeeze-and-excite.
+
+    Returns:
+        {layer name here: prefix of torchvision's keys}.
+    """
+    k = int(expanded)
+    parts = {"expand_conv": "0.0", "expand_bn": "0.1"} if expanded else {}
+    parts |= {"dw_conv": f"{k}.0", "dw_bn": f"{k}.1"}
+    if squeezed:
+        k += 1
+        parts |= {"se_squeeze_conv": f"{k}.fc1", "se_excite_conv": f"{k}.fc2"}
+    parts |= {"project_conv": f"{k + 1}.0", "project_bn": f"{k + 1}.1"}
+    return pairs(ours, theirs, parts)
+
+
+def mobile_cv_inverted(
+    ours: str, theirs: str, expanded: bool, squeezed: bool
+) -> dict[str, str]:
+    """Name an inverted residual block as facebookresearch/mobile-vision does.
+
+    Args:
+        ours: Stem of the layer names here, such as "stage3_block2".
+        theirs: Its prefix, such as "backbone.stages.xif3_1.".
+        expanded: Whether the block has an expansion convolution.
+        squeezed: Whether the block has squeeze-and-excite.
+
+    Returns:
+        {layer name here: prefix of the publisher's keys}.
+    """
+    parts = {"dw_conv": "dw.conv", "dw_bn": "dw.bn"}
+    parts |= {"project_conv": "pwl.conv", "project_bn": "pwl.bn"}
+    if expanded:
+        parts |= {"expand_conv": "pw.conv", "expand_bn": "pw.bn"}
+    if squeezed:
+        parts |= {"se_squeeze_conv": "se.se.0.conv", "se_excite_conv": "se.se.1"}
+    return pairs(ours, theirs, parts)

@@ -10,7 +10,13 @@ from keras_lightnets._application import Family, make_application, make_preproce
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
-from keras_lightnets._layout import Layout, pairs, timm_inverted
+from keras_lightnets._layout import (
+    TIMM_ENDS,
+    Layout,
+    pairs,
+    timm_inverted,
+    torchvision_inverted,
+)
 from keras_lightnets._spec import (
     EXPANDED_LEVELS,
     IMAGENET,
@@ -272,25 +278,18 @@ def _blocks(spec: EfficientNetSpec) -> list[Block[Row]]:
 
 
 def _timm(spec: EfficientNetSpec) -> dict[str, str]:
-    names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
+    names = dict(TIMM_ENDS)
     for block in _blocks(spec):
         theirs = f"blocks.{block.index}.{block.repeat}."
         names |= timm_inverted(block.name, theirs, block.row.expanded, squeezed=True)
-    names |= {"top_conv": "conv_head", "top_bn": "bn2"}
-    return names | {"top_classifier": "classifier"}
+    return names
 
 
 def _torchvision(spec: EfficientNetSpec) -> dict[str, str]:
     names = pairs("stem", "features.0.", {"conv": "0", "bn": "1"})
     for block in _blocks(spec):
-        first = 1 if block.row.expanded else 0
-        parts = {"expand_conv": "0.0", "expand_bn": "0.1"} if first else {}
-        parts |= {"dw_conv": f"{first}.0", "dw_bn": f"{first}.1"}
-        parts["se_squeeze_conv"] = f"{first + 1}.fc1"
-        parts["se_excite_conv"] = f"{first + 1}.fc2"
-        parts |= {"project_conv": f"{first + 2}.0", "project_bn": f"{first + 2}.1"}
         theirs = f"features.{block.index + 1}.{block.repeat}.block."
-        names |= pairs(block.name, theirs, parts)
+        names |= torchvision_inverted(block.name, theirs, block.row.expanded, True)
     last = f"features.{len(spec.rows) + 1}."
     names |= pairs("top", last, {"conv": "0", "bn": "1"})
     return names | {"top_classifier": "classifier.1"}

@@ -10,7 +10,13 @@ from keras_lightnets._application import Family, make_application, make_preproce
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
-from keras_lightnets._layout import Layout, pairs, timm_inverted
+from keras_lightnets._layout import (
+    TIMM_ENDS,
+    Layout,
+    pairs,
+    timm_inverted,
+    torchvision_inverted,
+)
 from keras_lightnets._spec import (
     EXPANDED_LEVELS,
     IMAGENET,
@@ -382,7 +388,7 @@ _FUSED |= {"project_conv": "conv_pwl", "project_bn": "bn2"}
 
 
 def _timm(spec: EfficientNetV2Spec) -> dict[str, str]:
-    names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
+    names = dict(TIMM_ENDS)
     for block in _blocks(spec):
         theirs = f"blocks.{block.index}.{block.repeat}."
         if not block.row.fused:
@@ -393,24 +399,21 @@ def _timm(spec: EfficientNetV2Spec) -> dict[str, str]:
             names |= pairs(block.name, theirs, _FUSED)
         else:
             names |= pairs(block.name, theirs, {"conv": "conv", "bn": "bn1"})
-    names |= {"top_conv": "conv_head", "top_bn": "bn2"}
-    return names | {"top_classifier": "classifier"}
+    return names
 
 
 def _torchvision(spec: EfficientNetV2Spec) -> dict[str, str]:
     names = pairs("stem", "features.0.", {"conv": "0", "bn": "1"})
     for block in _blocks(spec):
-        parts = {"expand_conv": "0.0", "expand_bn": "0.1"}
-        if block.row.fused and not block.row.expanded:
-            parts = {"conv": "0.0", "bn": "0.1"}
-        elif block.row.fused:
-            parts |= {"project_conv": "1.0", "project_bn": "1.1"}
-        else:
-            parts |= {"dw_conv": "1.0", "dw_bn": "1.1"}
-            parts |= {"se_squeeze_conv": "2.fc1", "se_excite_conv": "2.fc2"}
-            parts |= {"project_conv": "3.0", "project_bn": "3.1"}
         theirs = f"features.{block.index + 1}.{block.repeat}.block."
-        names |= pairs(block.name, theirs, parts)
+        if not block.row.fused:
+            names |= torchvision_inverted(block.name, theirs, block.row.expanded, True)
+        elif block.row.expanded:
+            parts = {"expand_conv": "0.0", "expand_bn": "0.1"}
+            parts |= {"project_conv": "1.0", "project_bn": "1.1"}
+            names |= pairs(block.name, theirs, parts)
+        else:
+            names |= pairs(block.name, theirs, {"conv": "0.0", "bn": "0.1"})
     last = f"features.{len(spec.rows) + 1}."
     names |= pairs("top", last, {"conv": "0", "bn": "1"})
     return names | {"top_classifier": "classifier.1"}

@@ -8,7 +8,13 @@ from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._inputs import decode_predictions
-from keras_lightnets._layout import Layout, pairs, timm_inverted
+from keras_lightnets._layout import (
+    TIMM_ENDS,
+    Layout,
+    mobile_cv_inverted,
+    pairs,
+    timm_inverted,
+)
 from keras_lightnets._spec import EXPANDED_LEVELS, IMAGENET, ModelSpec, Weights
 
 __all__ = [
@@ -233,26 +239,22 @@ def _mobile_cv(spec: FBNetSpec) -> dict[str, str]:
     stages = "backbone.stages.xif"
     names = pairs("stem", f"{stages}0_0.", {"conv": "conv", "bn": "bn"})
     for block in _blocks(spec):
-        parts = {"dw_conv": "dw.conv", "dw_bn": "dw.bn"}
-        parts |= {"project_conv": "pwl.conv", "project_bn": "pwl.bn"}
-        if block.row.ratio != 1:
-            parts |= {"expand_conv": "pw.conv", "expand_bn": "pw.bn"}
         theirs = f"{stages}{block.row.stage}_{block.number - 1}."
-        names |= pairs(block.name, theirs, parts)
+        expanded = block.row.ratio != 1
+        names |= mobile_cv_inverted(block.name, theirs, expanded, False)
     names |= pairs("top", f"{stages}6_0.", {"conv": "conv", "bn": "bn"})
     return names | {"top_classifier": "head.conv"}
 
 
 def _timm(spec: FBNetSpec) -> dict[str, str]:
     """Name the layers as timm, whose `blocks` are runs of equal channels."""
-    names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
+    names = dict(TIMM_ENDS)
     run, index, out = -1, 0, None
     for block in _blocks(spec):
         new = block.row.out != out
         run, index, out = run + new, 0 if new else index + 1, block.row.out
         names |= timm_inverted(block.name, f"blocks.{run}.{index}.", True, False)
-    names |= {"top_conv": "conv_head", "top_bn": "bn2"}
-    return names | {"top_classifier": "classifier"}
+    return names
 
 
 def _pytorchcv(spec: FBNetSpec) -> dict[str, str]:

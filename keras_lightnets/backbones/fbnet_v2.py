@@ -9,7 +9,7 @@ from keras_lightnets._application import Family, make_application, make_preproce
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
-from keras_lightnets._layout import Layout, pairs
+from keras_lightnets._layout import Layout, mobile_cv_inverted, pairs
 from keras_lightnets._spec import EXPANDED_LEVELS, IMAGENET, ModelSpec, Weights
 
 __all__ = [
@@ -261,13 +261,8 @@ def _mobile_cv(spec: FBNetV2Spec) -> dict[str, str]:
         if not block.row.kernel:
             names |= pairs(block.name, f"{theirs}conv.", one)
             continue
-        parts = {"dw_conv": "dw.conv", "dw_bn": "dw.bn"}
-        parts |= {"project_conv": "pwl.conv", "project_bn": "pwl.bn"}
-        if _expand(block) != block.channels:
-            parts |= {"expand_conv": "pw.conv", "expand_bn": "pw.bn"}
-        if block.row.se:
-            parts |= {"se_squeeze_conv": "se.se.0.conv", "se_excite_conv": "se.se.1"}
-        names |= pairs(block.name, theirs, parts)
+        expanded = _expand(block) != block.channels
+        names |= mobile_cv_inverted(block.name, theirs, expanded, block.row.se)
     names |= pairs("top", f"{stages}6_0.pw.", one)
     names["top_hidden_conv"] = f"{stages}6_0.pwl.conv"
     return names | {"top_classifier": "head.conv"}

@@ -9,7 +9,7 @@ from keras_lightnets._application import Family, make_application, make_preproce
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
-from keras_lightnets._layout import Layout, pairs, timm_inverted
+from keras_lightnets._layout import Layout, pairs, timm_inverted, torchvision_inverted
 from keras_lightnets._spec import (
     EXPANDED_LEVELS,
     IMAGENET,
@@ -314,14 +314,8 @@ def _torchvision(spec: MobileNetV3Spec) -> dict[str, str]:
     names = pairs("stem", "features.0.", {"conv": "0", "bn": "1"})
     blocks = _blocks(spec)
     for i, block in enumerate(blocks, start=1):
-        k = int(_expanded(spec, block))
-        parts = {"expand_conv": "0.0", "expand_bn": "0.1"} if k else {}
-        parts |= {"dw_conv": f"{k}.0", "dw_bn": f"{k}.1"}
-        if block.row.se:
-            k += 1
-            parts |= {"se_squeeze_conv": f"{k}.fc1", "se_excite_conv": f"{k}.fc2"}
-        parts |= {"project_conv": f"{k + 1}.0", "project_bn": f"{k + 1}.1"}
-        names |= pairs(block.name, f"features.{i}.block.", parts)
+        theirs, expanded = f"features.{i}.block.", _expanded(spec, block)
+        names |= torchvision_inverted(block.name, theirs, expanded, block.row.se)
     names |= pairs("top", f"features.{len(blocks) + 1}.", {"conv": "0", "bn": "1"})
     return names | {
         "top_hidden_conv": "classifier.0",
