@@ -13,7 +13,8 @@ class Layout:
 
     Attributes:
         names: Maps a spec to {layer name here: prefix of the publisher's keys}
-            for every layer that has weights, the classifier included.
+            for every layer that has weights, the classifier included, in the
+            order in which the network is built.
         kind: "torch" (OIHW kernels; `.weight`, `.bias`, `.running_mean`,
             `.running_var`) or "keras" (HWIO kernels, HDF5 by layer name).
         top: Layer names that exist only with `include_top=True`.
@@ -47,14 +48,6 @@ _NOT_EXPANDED = {
     "project_bn": "bn2",
 }
 _SQUEEZE = {"se_squeeze_conv": "se.conv_reduce", "se_excite_conv": "se.conv_expand"}
-# timm's names of what stands before and behind the blocks.
-TIMM_ENDS = {
-    "stem_conv": "conv_stem",
-    "stem_bn": "bn1",
-    "top_conv": "conv_head",
-    "top_bn": "bn2",
-    "top_classifier": "classifier",
-}
 
 
 def pairs(ours: str, theirs: str, parts: Mapping[str, str]) -> dict[str, str]:
@@ -91,6 +84,20 @@ def timm_inverted(
     """
     parts = dict(_EXPANDED if expanded else _NOT_EXPANDED)
     return pairs(ours, theirs, parts | _SQUEEZE if squeezed else parts)
+
+
+def timm_network(blocks: Mapping[str, str]) -> dict[str, str]:
+    """Name a network as timm does: stem, the given blocks, top and classifier.
+
+    Args:
+        blocks: {layer name here: prefix of timm's keys} of the blocks, in order.
+
+    Returns:
+        The same for all layers, in building order, which loading relies on.
+    """
+    names = {"stem_conv": "conv_stem", "stem_bn": "bn1", **blocks}
+    names |= {"top_conv": "conv_head", "top_bn": "bn2"}
+    return names | {"top_classifier": "classifier"}
 
 
 def torchvision_inverted(

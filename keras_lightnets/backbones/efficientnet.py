@@ -11,10 +11,10 @@ from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import (
-    TIMM_ENDS,
     Layout,
     pairs,
     timm_inverted,
+    timm_network,
     torchvision_inverted,
 )
 from keras_lightnets._spec import (
@@ -278,11 +278,11 @@ def _blocks(spec: EfficientNetSpec) -> list[Block[Row]]:
 
 
 def _timm(spec: EfficientNetSpec) -> dict[str, str]:
-    names = dict(TIMM_ENDS)
+    names: dict[str, str] = {}
     for block in _blocks(spec):
         theirs = f"blocks.{block.index}.{block.repeat}."
         names |= timm_inverted(block.name, theirs, block.row.expanded, squeezed=True)
-    return names
+    return timm_network(names)
 
 
 def _torchvision(spec: EfficientNetSpec) -> dict[str, str]:

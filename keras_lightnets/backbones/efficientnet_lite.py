@@ -9,7 +9,7 @@ from keras_lightnets._application import Family, make_application, make_preproce
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
-from keras_lightnets._layout import TIMM_ENDS, Layout, pairs, timm_inverted
+from keras_lightnets._layout import Layout, pairs, timm_inverted, timm_network
 from keras_lightnets._spec import (
     EXPANDED_LEVELS,
     ModelSpec,
@@ -215,11 +215,11 @@ def _blocks(spec: EfficientNetLiteSpec) -> list[Block[Row]]:
 
 
 def _timm(spec: EfficientNetLiteSpec) -> dict[str, str]:
-    names = dict(TIMM_ENDS)
+    names: dict[str, str] = {}
     for block in _blocks(spec):
         theirs = f"blocks.{block.index}.{block.repeat}."
         names |= timm_inverted(block.name, theirs, block.row.expanded, squeezed=False)
-    return names
+    return timm_network(names)
 
 
 def _efficientnet_pytorch(spec: EfficientNetLiteSpec) -> dict[str, str]:

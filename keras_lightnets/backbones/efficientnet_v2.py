@@ -11,10 +11,10 @@ from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import (
-    TIMM_ENDS,
     Layout,
     pairs,
     timm_inverted,
+    timm_network,
     torchvision_inverted,
 )
 from keras_lightnets._spec import (
@@ -388,7 +388,7 @@ _FUSED |= {"project_conv": "conv_pwl", "project_bn": "bn2"}
 
 
 def _timm(spec: EfficientNetV2Spec) -> dict[str, str]:
-    names = dict(TIMM_ENDS)
+    names: dict[str, str] = {}
     for block in _blocks(spec):
         theirs = f"blocks.{block.index}.{block.repeat}."
         if not block.row.fused:
@@ -399,7 +399,7 @@ def _timm(spec: EfficientNetV2Spec) -> dict[str, str]:
             names |= pairs(block.name, theirs, _FUSED)
         else:
             names |= pairs(block.name, theirs, {"conv": "conv", "bn": "bn1"})
-    return names
+    return timm_network(names)
 
 
 def _torchvision(spec: EfficientNetV2Spec) -> dict[str, str]:

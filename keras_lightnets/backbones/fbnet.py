@@ -9,11 +9,11 @@ from keras_lightnets._application import Family, make_application, make_preproce
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import (
-    TIMM_ENDS,
     Layout,
     mobile_cv_inverted,
     pairs,
     timm_inverted,
+    timm_network,
 )
 from keras_lightnets._spec import EXPANDED_LEVELS, IMAGENET, ModelSpec, Weights
 
@@ -248,13 +248,13 @@ def _mobile_cv(spec: FBNetSpec) -> dict[str, str]:
 
 def _timm(spec: FBNetSpec) -> dict[str, str]:
     """Name the layers as timm, whose `blocks` are runs of equal channels."""
-    names = dict(TIMM_ENDS)
+    names: dict[str, str] = {}
     run, index, out = -1, 0, None
     for block in _blocks(spec):
         new = block.row.out != out
         run, index, out = run + new, 0 if new else index + 1, block.row.out
         names |= timm_inverted(block.name, f"blocks.{run}.{index}.", True, False)
-    return names
+    return timm_network(names)
 
 
 def _pytorchcv(spec: FBNetSpec) -> dict[str, str]:

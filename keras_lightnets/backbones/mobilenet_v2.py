@@ -8,7 +8,7 @@ from keras_lightnets._application import Family, make_application, make_preproce
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
-from keras_lightnets._layout import TIMM_ENDS, Layout, pairs, timm_inverted
+from keras_lightnets._layout import Layout, pairs, timm_inverted, timm_network
 from keras_lightnets._spec import (
     EXPANDED_LEVELS,
     IMAGENET,
@@ -205,13 +205,13 @@ def _blocks(spec: MobileNetV2Spec) -> list[Block[Row]]:
 
 
 def _timm(spec: MobileNetV2Spec) -> dict[str, str]:
-    names = dict(TIMM_ENDS)
+    names: dict[str, str] = {}
     for block in _blocks(spec):
         theirs = f"blocks.{block.index}.{block.repeat}."
         names |= timm_inverted(
             block.name, theirs, _expanded(spec, block.row), squeezed=False
         )
-    return names
+    return timm_network(names)
 
 
 def _torchvision(spec: MobileNetV2Spec) -> dict[str, str]:
