@@ -15,6 +15,7 @@ from keras import ops
 
 import keras_lightnets
 from keras_lightnets import cost
+from keras_lightnets._registry import family_module, family_of
 
 SIZE = 64
 NAMES = re.compile(
@@ -121,6 +122,18 @@ def check_bias_only_without_norm(spec):
             normed = layer.name[: -len("conv")] + "bn" in names
             odd = any(fnmatch.fnmatch(layer.name, p) for p in spec.bias_exceptions)
             assert layer.use_bias is (normed is odd), layer.name
+
+
+def check_layouts_in_building_order(spec):
+    """Loading part of a network needs to know what stands behind it."""
+    layouts = family_module(family_of(spec.name)).LAYOUTS
+    # Blocks, not layers: within one, branches have no order.
+    part = re.compile(r"^[^_]+_[^_]+")
+    built = [layer.name for layer in logits_model(spec).layers if layer.weights]
+    expected = list(dict.fromkeys(part.match(name)[0] for name in built))
+    for name, layout in layouts.items():
+        named = list(dict.fromkeys(part.match(key)[0] for key in layout.names(spec)))
+        assert named == expected, name
 
 
 def check_endpoints(spec, golden):

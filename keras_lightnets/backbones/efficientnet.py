@@ -296,7 +296,7 @@ def _torchvision(spec: EfficientNetSpec) -> dict[str, str]:
 
 
 def _keras(spec: EfficientNetSpec) -> dict[str, str]:
-    names = {name: name for name in ("stem_conv", "stem_bn", "top_conv", "top_bn")}
+    names = {"stem_conv": "stem_conv", "stem_bn": "stem_bn"}
     for block in _blocks(spec):
         parts = {"expand_conv": "expand_conv", "expand_bn": "expand_bn"}
         parts = parts if block.row.expanded else {}
@@ -305,6 +305,7 @@ def _keras(spec: EfficientNetSpec) -> dict[str, str]:
         parts |= {"project_conv": "project_conv", "project_bn": "project_bn"}
         theirs = f"block{block.index + 1}{chr(ord('a') + block.repeat)}_"
         names |= pairs(block.name, theirs, parts)
+    names |= {"top_conv": "top_conv", "top_bn": "top_bn"}
     return names | {"top_classifier": "predictions"}
 
 

@@ -420,7 +420,7 @@ def _torchvision(spec: EfficientNetV2Spec) -> dict[str, str]:
 
 
 def _keras(spec: EfficientNetV2Spec) -> dict[str, str]:
-    names = {name: name for name in ("stem_conv", "stem_bn", "top_conv", "top_bn")}
+    names = {"stem_conv": "stem_conv", "stem_bn": "stem_bn"}
     for block in _blocks(spec):
         parts = {"expand_conv": "expand_conv", "expand_bn": "expand_bn"}
         parts |= {"project_conv": "project_conv", "project_bn": "project_bn"}
@@ -431,6 +431,7 @@ def _keras(spec: EfficientNetV2Spec) -> dict[str, str]:
             parts |= {"se_squeeze_conv": "se_reduce", "se_excite_conv": "se_expand"}
         theirs = f"block{block.index + 1}{chr(ord('a') + block.repeat)}_"
         names |= pairs(block.name, theirs, parts)
+    names |= {"top_conv": "top_conv", "top_bn": "top_bn"}
     return names | {"top_classifier": "predictions"}
 
 

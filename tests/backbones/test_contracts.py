@@ -81,6 +81,11 @@ def test_bias_only_without_norm(spec):
 
 
 @each
+def test_layouts_in_building_order(spec):
+    contracts.check_layouts_in_building_order(spec)
+
+
+@each
 def test_golden_facts(spec):
     expected, found = golden(spec), contracts.facts(spec)
     prints = [np.asarray(f.pop("fingerprint")) for f in (expected, found)]
