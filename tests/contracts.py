@@ -65,6 +65,23 @@ def levels(spec):
     return [level.name for level in spec.levels]
 
 
+def build_maps(spec, output_stride):
+    """Build all feature maps for any size, or for odd sides where it must be known."""
+    return build(
+        spec,
+        include_top=False,
+        endpoints=levels(spec),
+        output_stride=output_stride,
+        input_shape=(None, None, 3) if spec.dynamic_size else (67, 93, 3),
+    )
+
+
+@functools.cache
+def maps_model(spec):
+    """Return the network of all feature maps, shared by the checks."""
+    return build_maps(spec, 32)
+
+
 def deepest(spec):
     """Return "c5", or "c4" of a network that ends at stride 16."""
     return "c5" if "c5" in levels(spec) else "c4"
@@ -74,9 +91,7 @@ def facts(spec):
     """Return what the golden file records of a network."""
     size = (spec.default_size, spec.default_size, 3)
     model = build(spec, input_shape=size)
-    maps = build(
-        spec, input_shape=(SIZE, SIZE, 3), include_top=False, endpoints=levels(spec)
-    )
+    maps = maps_model(spec)
     whole = cost.total(model)
     return {
         "params": whole.params,
@@ -139,17 +154,11 @@ def check_layouts_in_building_order(spec):
 def check_endpoints(spec, golden):
     """Check channels and strides, also for sides that no stride divides."""
     for output_stride in spec.output_strides:
-        model = build(
-            spec,
-            include_top=False,
-            endpoints=levels(spec),
-            output_stride=output_stride,
-            input_shape=(None, None, 3) if spec.dynamic_size else (67, 93, 3),
-        )
+        whole = output_stride == 32
+        model = maps_model(spec) if whole else build_maps(spec, output_stride)
         found = model(images(67, 93, 1), training=False)
         assert list(found) == levels(spec)
         for level in spec.levels:
-            whole = output_stride == 32
             stride = level.stride if whole else min(level.stride, output_stride)
             channels = golden["channels"][level.name]
             count, *sides, depth = found[level.name].shape
@@ -196,10 +205,8 @@ def check_round_trip(spec, folder):
     again = keras.saving.load_model(path)
     x = images()
     np.testing.assert_array_equal(again(x, training=False), model(x, training=False))
-    ends = ["c3", deepest(spec)]
-    maps = build(spec, include_top=False, endpoints=ends)
-    copy = keras.models.clone_model(maps)
-    assert list(copy.output) == ends
+    copy = keras.models.clone_model(maps_model(spec))
+    assert list(copy.output) == levels(spec)
 
 
 def check_gradients(spec):
