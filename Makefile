@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := keras_lightnets heads tasks tools tests benchmarks
+# Two processes keep two cores busy: building networks is Python's work.
+PARALLEL ?= --numprocesses 2 --dist worksteal
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test test-full lint types check format readme clean
@@ -12,11 +14,11 @@ demo: $(VENV)/all.stamp
 	$(BIN)/keras-lightnets demo --out runs/demo
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Every variant, exports and trainings: about an hour on 2 cores.
 test-full: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "full or export or train"
+	$(BIN)/python -m pytest $(PARALLEL) -m "full or export or train"
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check $(SOURCES)
