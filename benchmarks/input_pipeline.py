@@ -224,6 +224,35 @@ def main() -> None:
         settings = {k: v for k, v in vars(options).items() if k != "serve_torch"}
         content = json.dumps({"settings": settings, "sides": result}, indent=1)
         pathlib.Path(options.json).write_text(content)
+    if other is not None:
+        store(options, result)
+
+
+def store(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Write the section of docs/benchmarks.md."""
+    import page
+
+    rows = [
+        {
+            "side": name,
+            "images/s": f"{row['images_per_s']:.0f}",
+            "least - most": f"{row['least']:.0f} - {row['most']:.0f}",
+            "ratio to torch": f"{row['ratio_to_torch']:.2f}",
+        }
+        for name, row in result.items()
+    ]
+    page.record(
+        "input_pipeline",
+        "Input pipeline against a PyTorch DataLoader",
+        "python benchmarks/input_pipeline.py --images ../shared/data/bccd/train "
+        "--annotations ../shared/data/bccd/annotations/instances_train.json "
+        "--torch-python PYTHON_WITH_TORCH",
+        rows,
+        f"640x480 JPEGs, preset `{options.preset}`, {options.fit} to {options.size} px, "
+        f"{options.workers} workers, {options.rounds} interleaved rounds; medians, the "
+        "ratio taken round by round. `torch` decodes every JPEG in full, as is usual; "
+        "`torch, reduced` reads them at reduced size with this package's code.",
+    )
 
 
 if __name__ == "__main__":
