@@ -248,9 +248,9 @@ def store(options: argparse.Namespace, result: dict[str, Any]) -> None:
         "--annotations ../shared/data/bccd/annotations/instances_train.json "
         "--torch-python PYTHON_WITH_TORCH",
         rows,
-        f"640x480 JPEGs, preset `{options.preset}`, {options.fit} to {options.size} px, "
-        f"{options.workers} workers, {options.rounds} interleaved rounds; medians, the "
-        "ratio taken round by round. `torch` decodes every JPEG in full, as is usual; "
+        f"640x480 JPEGs, preset `{options.preset}`, {options.fit} to {options.size} "
+        f"px, {options.workers} workers, {options.rounds} interleaved rounds; medians, "
+        "the ratio taken round by round. `torch` decodes JPEGs in full, as is usual; "
         "`torch, reduced` reads them at reduced size with this package's code.",
     )
 
