@@ -71,7 +71,9 @@ def pick_endpoints(head: str, levels: Sequence[str]) -> tuple[str, ...]:
         >>> pick_endpoints("ssdlite", ["c3", "c4", "c5"])
         ('c4', 'features')
     """
-    return _endpoints.choose(head, find(head).endpoints, [*levels, "features"])
+    # Behind a c6 the last map has a stride of 64.
+    last = [] if "c6" in levels else ["features"]
+    return _endpoints.choose(head, find(head).endpoints, [*levels, *last])
 
 
 def find(name: str) -> Head:

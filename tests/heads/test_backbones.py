@@ -23,7 +23,9 @@ SMALL = {
     [
         pytest.param(family, marks=() if family in DEFAULT else pytest.mark.full)
         for family in sorted(SMALL)
-        if any(level.name == "c5" for level in SMALL[family].levels)
+        # Narrow paddings give grids of their own, which default boxes do not fit.
+        if SMALL[family].exact_strides
+        and any(level.name == "c5" for level in SMALL[family].levels)
     ],
 )
 def test_head_fits(family):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -131,5 +132,7 @@ def test_whole_suite_on_jax():
     pytest.importorskip("jax")
     files = [HERE / name for name in FILES]
     out = on_jax("-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
-    assert "passed" in out
-    assert "skipped" not in out
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|skipped)", out)}
+    # What is compared with a TensorFlow function runs on TensorFlow only.
+    assert counts["passed"] >= 50
+    assert counts.get("skipped", 0) <= 2

