@@ -46,9 +46,10 @@ def networks(size: int) -> dict[str, dict[str, keras.Model]]:
 def measure(models: dict[str, keras.Model], size: int, batch: int, rounds: int):
     """Return images per second of each model, one list entry per round."""
     rng = np.random.default_rng(0)
-    steps = 8 if size < 128 else 4
-    x = rng.normal(size=(batch * steps, size, size, 3)).astype("float32")
-    y = rng.integers(0, 1000, batch * steps)
+    # Two batches, seen again: reading the arrays must not be part of the step.
+    epochs = 4 if size < 128 else 2
+    x = rng.normal(size=(batch * 2, size, size, 3)).astype("float32")
+    y = rng.integers(0, 1000, batch * 2)
     for model in models.values():
         model.compile(
             keras.optimizers.SGD(0.01, momentum=0.9),
@@ -60,15 +61,15 @@ def measure(models: dict[str, keras.Model], size: int, batch: int, rounds: int):
     for _ in range(rounds):
         for name, model in models.items():
             start = time.perf_counter()
-            model.fit(x, y, batch_size=batch, verbose=0)
-            speeds[name].append(len(x) / (time.perf_counter() - start))
+            model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
+            speeds[name].append(epochs * len(x) / (time.perf_counter() - start))
     return speeds
 
 
 def main() -> None:
     """Measure, print and store the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="*", default=["96x32", "224x8"])
     args = parser.parse_args()
     rows = []
@@ -85,8 +86,12 @@ def main() -> None:
                         "size": size,
                         "batch": batch,
                         "package": name,
-                        "images/s": round(statistics.median(values), 1),
-                        "ours is faster by": round(statistics.median(ratios), 2),
+                        "images/s, median": round(statistics.median(values), 1),
+                        "best round": round(max(values), 1),
+                        "ours is faster by, median": round(
+                            statistics.median(ratios), 2
+                        ),
+                        "best to best": round(max(own) / max(values), 2),
                     }
                 )
                 print(rows[-1], flush=True)
@@ -96,9 +101,10 @@ def main() -> None:
         "Training step",
         "python benchmarks/train_step.py",
         rows,
-        "The same `fit` with SGD and momentum in float32; medians over interleaved "
-        "rounds, the ratio taken round by round. The gain comes from TensorFlow's "
-        "fused batch normalisation kernel, which Keras 3 does not use.",
+        "The same `fit` with SGD and momentum in float32, rounds interleaved; the "
+        "median ratio is taken round by round, `best to best` compares the fastest rounds, "
+        "which other users of the machine disturb least. The gain comes from "
+        "TensorFlow's fused batch normalisation kernel, which Keras 3 does not use.",
     )
 
 
