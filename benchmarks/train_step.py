@@ -102,8 +102,8 @@ def main() -> None:
         "python benchmarks/train_step.py",
         rows,
         "The same `fit` with SGD and momentum in float32, rounds interleaved; the "
-        "median ratio is taken round by round, `best to best` compares the fastest rounds, "
-        "which other users of the machine disturb least. The gain comes from "
+        "median ratio is taken round by round, `best to best` compares the fastest "
+        "rounds, which other users of the machine disturb least. The gain comes from "
         "TensorFlow's fused batch normalisation kernel, which Keras 3 does not use.",
     )
 
