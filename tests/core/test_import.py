@@ -7,11 +7,8 @@ import sys
 import pytest
 
 CODE = """
-import json, sys, time
-before = set(sys.modules)
-start = time.perf_counter()
+import json, sys
 import keras_lightnets
-seconds = time.perf_counter() - start
 names = keras_lightnets.list_models()
 from keras_lightnets.__main__ import main
 sys.argv = ["keras-lightnets", "list"]
@@ -21,7 +18,7 @@ except SystemExit as stop:
     code = stop.code
 heavy = {"keras", "tensorflow", "jax", "torch", "albumentations"}
 heavy = sorted(heavy & set(sys.modules))
-print(json.dumps({"heavy": heavy, "names": names, "code": code, "s": seconds}))
+print(json.dumps({"heavy": heavy, "names": names, "code": code}))
 """
 
 
