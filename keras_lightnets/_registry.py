@@ -17,6 +17,7 @@ FAMILIES = (
     "fbnet_v3",
     "ghostnet",
     "gpunet",
+    "igcv3",
     "mnasnet",
     "mobilenet_v1",
     "mobilenet_v2",

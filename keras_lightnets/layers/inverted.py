@@ -22,6 +22,7 @@ class Bottleneck:
         out: Output channels.
         stride: Stride of the depthwise convolution.
         act: Activation after expansion and depthwise convolution.
+        expand_act: Activation after expansion, where it is another than `act`.
         squeeze: Channels inside squeeze-and-excite; 0 for none.
         gate: Gate of squeeze-and-excite.
         squeeze_act: Activation inside squeeze-and-excite.
@@ -40,6 +41,7 @@ class Bottleneck:
     out: int
     stride: int
     act: str
+    expand_act: str = ""
     squeeze: int = 0
     gate: str = "hard_sigmoid"
     squeeze_act: str = "relu"
@@ -73,7 +75,7 @@ def inverted_residual(
     if block.always_expand or block.expand != channels:
         part = f"{name}_expand"
         x = conv_bn(x, block.expand, 1, spec, part, groups=block.groups)
-        x = activate(x, block.act, part)
+        x = activate(x, block.expand_act or block.act, part)
     expanded = x
     if block.groups > 1:
         x = channel_shuffle(x, block.groups, name)

@@ -257,8 +257,9 @@ def oracle(case: Case) -> Any:
         path = place / "configs" / "batch1" / "GV100" / f"{name}.json"
         rows = json.loads(path.read_text(encoding="utf-8"))
         return gpunet_builder.GPUNet_Builder().get_model(rows).eval()
-    if package in ("megvii", "peleenet", "squeezenext"):
-        return _official().build(package, name)
+    official = _official()
+    if package in official.PLACES:
+        return official.build(package, name)
     from pytorchcv.model_provider import get_model
 
     model = get_model(name, pretrained=False)

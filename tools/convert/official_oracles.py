@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 PLACES = {
+    "igc": "LIGHTNETS_IGC",  # hellozting/InterleavedGroupConvolutions
+    "igcv3": "LIGHTNETS_IGCV3",  # homles11/IGCV3
     "megvii": "LIGHTNETS_SHUFFLENET",  # megvii-model/ShuffleNet-Series
     "peleenet": "LIGHTNETS_PELEENET",  # Robert-JunWang/PeleeNet
     "squeezenext": "LIGHTNETS_SQUEEZENEXT",  # amirgholami/SqueezeNext
@@ -181,7 +183,16 @@ def _caffe_layer(row: dict[str, Any], channels: int) -> tuple[Any, int]:
     return plain[kind], channels
 
 
+def _mxnet(place: pathlib.Path, name: str) -> Any:
+    """Build a network from its symbol file, given by its path."""
+    here = pathlib.Path(__file__)
+    module = _load(here.with_name("mxnet_symbol.py"))
+    return module.network((place / name).read_text(encoding="utf-8"))
+
+
 _BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
+    "igc": _mxnet,
+    "igcv3": _mxnet,
     "megvii": _megvii,
     "peleenet": _peleenet,
     "squeezenext": _squeezenext,
