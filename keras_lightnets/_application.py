@@ -286,12 +286,7 @@ def _logits(spec: ModelSpec, family: Family, x: Any, classes: int) -> Any:
         return family.classifier(spec, x, classes)
     from keras import layers
 
-    x = layers.GlobalAveragePooling2D(keepdims=True, name="top_pool")(x)
+    x = layers.global_pool(x)
     if family.neck is not None:
         x = family.neck(spec, x)
-    x = layers.Flatten(name="top_flatten")(x)
-    if spec.dropout:
-        x = layers.Dropout(spec.dropout, name="top_dropout")(x)
-    return layers.Dense(classes, use_bias=spec.classifier_bias, name="top_classifier")(
-        x
-    )
+    return layers.dense_classifier(x, classes, spec.dropout, spec.classifier_bias)

@@ -18,6 +18,7 @@ FAMILIES = (
     "ghostnet",
     "gpunet",
     "igcv3",
+    "micronet",
     "mnasnet",
     "mobilenet_v1",
     "mobilenet_v2",

@@ -32,6 +32,8 @@ def seeded_values(model):
     """Give every weight values drawn from a seed that is its own path."""
     for layer in model.layers:
         for variable in layer.weights:
+            if "int" in variable.dtype:
+                continue  # indices are no numbers to draw
             key = f"{layer.name}/{variable.name}".encode()
             random = np.random.RandomState(np.frombuffer(key, "uint8").astype("uint32"))
             shape = tuple(variable.shape)

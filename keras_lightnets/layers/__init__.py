@@ -10,6 +10,7 @@ from typing import Any
 _MODULES = {
     "BatchNormalization": "norm",
     "Bottleneck": "inverted",
+    "SelectChannels": "select",
     "activate": "conv",
     "avg_pool": "pool",
     "channel_shuffle": "shuffle",
@@ -22,9 +23,13 @@ _MODULES = {
     "depthwise_bn": "conv",
     "residual": "conv",
     "DilatedStride": "stride",
+    "dense_classifier": "conv",
+    "dynamic_shift_max": "shift_max",
+    "global_pool": "conv",
     "inverted_residual": "inverted",
     "inverted_stages": "inverted",
     "max_pool": "pool",
+    "normalise": "conv",
     "pad_for": "pad",
     "squeeze_excite": "squeeze",
 }

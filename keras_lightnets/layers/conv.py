@@ -58,7 +58,7 @@ def conv_bn(
     kernel: int | tuple[int, int],
     spec: ModelSpec,
     name: str,
-    stride: int = 1,
+    stride: int | tuple[int, int] = 1,
     groups: int = 1,
     dilation: int = 1,
 ) -> Any:
@@ -70,7 +70,7 @@ def conv_bn(
         kernel: Kernel side, or (height, width).
         spec: Gives padding, epsilon, momentum, and whether there is a bias.
         name: Stem of the layers' names.
-        stride: Stride in both directions.
+        stride: Stride in both directions, or (vertical, horizontal).
         groups: Channel groups.
         dilation: Dilation in both directions.
 
@@ -90,7 +90,7 @@ def conv_bn(
         kernel_initializer=_kernel_init(),
         name=f"{name}_conv",
     )(x)
-    return _norm(x, spec, name)
+    return normalise(x, spec, name)
 
 
 def depthwise_bn(
@@ -127,7 +127,26 @@ def depthwise_bn(
         depthwise_initializer=_kernel_init(),
         name=f"{name}_conv",
     )(x)
-    return _norm(x, spec, name)
+    return normalise(x, spec, name)
+
+
+def normalise(x: Any, spec: ModelSpec, name: str) -> Any:
+    """Normalise by the batch's statistics: `{name}_bn`.
+
+    Args:
+        x: Tensor, channels last.
+        spec: Gives epsilon and momentum.
+        name: Stem of the layer's name.
+
+    Returns:
+        Tensor of the same shape.
+
+    Reference:
+        Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
+    """
+    return BatchNormalization(
+        epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, name=f"{name}_bn"
+    )(x)
 
 
 def bias_conv(
@@ -164,6 +183,39 @@ def bias_conv(
         kernel_initializer=_kernel_init(),
         name=f"{name}_conv",
     )(x)
+
+
+def dense_classifier(
+    x: Any, classes: int, dropout: float, use_bias: bool = True
+) -> Any:
+    """Classify pooled features: `top_flatten`, `top_dropout`, `top_classifier`.
+
+    Args:
+        x: Tensor of shape (batch, 1, 1, channels).
+        classes: Number of classes.
+        dropout: Rate before the dense layer; 0 adds no layer.
+        use_bias: Whether the dense layer has a bias.
+
+    Returns:
+        Logits of shape (batch, classes).
+    """
+    x = layers.Flatten(name="top_flatten")(x)
+    if dropout:
+        x = layers.Dropout(dropout, name="top_dropout")(x)
+    return layers.Dense(classes, use_bias=use_bias, name="top_classifier")(x)
+
+
+def global_pool(x: Any, name: str = "top") -> Any:
+    """Average over height and width: `{name}_pool`.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        name: Stem of the layer's name.
+
+    Returns:
+        Tensor of shape (batch, 1, 1, channels).
+    """
+    return layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_pool")(x)
 
 
 def conv_classifier(x: Any, classes: int, dropout: float) -> Any:
@@ -230,9 +282,3 @@ def _kernel_init() -> Any:
     all kernels of one shape with the same values.
     """
     return initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-
-
-def _norm(x: Any, spec: ModelSpec, name: str) -> Any:
-    return BatchNormalization(
-        epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, name=f"{name}_bn"
-    )(x)

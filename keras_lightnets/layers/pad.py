@@ -8,7 +8,7 @@ from keras import layers
 def pad_for(
     x: Any,
     kernel: tuple[int, int],
-    stride: int,
+    stride: int | tuple[int, int],
     dilation: int,
     padding: str,
     name: str,
@@ -23,7 +23,7 @@ def pad_for(
     Args:
         x: Tensor of shape (batch, height, width, channels).
         kernel: Height and width of the kernel.
-        stride: Stride of the convolution.
+        stride: Stride of the convolution, or (vertical, horizontal).
         dilation: Dilation of the convolution.
         padding: "same", "symmetric" or "valid".
         name: Stem of the layer's name; "_pad" is appended.
@@ -32,7 +32,7 @@ def pad_for(
     Returns:
         The tensor to convolve and "same" or "valid".
     """
-    if stride == 1 or max(kernel) == 1 or (padding == "same" and pad is None):
+    if stride in (1, (1, 1)) or max(kernel) == 1 or (padding == "same" and pad is None):
         return x, "same"
     rows, cols = ((size - 1) * dilation // 2 for size in kernel)
     if pad is not None or padding == "valid":

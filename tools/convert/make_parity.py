@@ -171,6 +171,8 @@ def seeded_tensor(key: str, shape: Sequence[int], gain: float = 2.0) -> np.ndarr
     last = key.rpartition(".")[2]
     if last == "num_batches_tracked":
         return np.zeros(shape, "int64")
+    if last == "index":  # of channels, at least as many as there are indices
+        return random.randint(0, shape[0], shape).astype("int64")
     if len(shape) > 1:
         fan_in = int(np.prod(shape[1:]))
         return (random.randn(*shape) * np.sqrt(gain / fan_in)).astype("float32")
@@ -315,10 +317,11 @@ def calibrate(model: Any, pixels: Any) -> np.ndarray:
     scales: dict[str, float] = {}
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
 
             def scale(norm: Any, inputs: Any, name: str = name) -> None:
-                factor = float(np.float32(inputs[0].var((0, 2, 3)).mean().item()))
+                axes = (0, *range(2, inputs[0].ndim))
+                factor = float(np.float32(inputs[0].var(axes).mean().item()))
                 scales[name] = factor
                 norm.running_var.mul_(factor)
                 norm.running_mean.mul_(float(np.sqrt(np.float32(factor))))

@@ -4,11 +4,13 @@ Nothing of them is kept here: the files are read from checkouts, whose folders s
 in environment variables (`PLACES`).
 """
 
+import ast
 import importlib.util
 import os
 import pathlib
 import re
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ PLACES = {
     "igc": "LIGHTNETS_IGC",  # hellozting/InterleavedGroupConvolutions
     "igcv3": "LIGHTNETS_IGCV3",  # homles11/IGCV3
     "megvii": "LIGHTNETS_SHUFFLENET",  # megvii-model/ShuffleNet-Series
+    "micronet": "LIGHTNETS_MICRONET",  # liyunsheng13/micronet
     "peleenet": "LIGHTNETS_PELEENET",  # Robert-JunWang/PeleeNet
     "squeezenext": "LIGHTNETS_SQUEEZENEXT",  # amirgholami/SqueezeNext
 }
@@ -40,9 +43,13 @@ def build(package: str, name: str) -> Any:
     return _BUILDERS[package](pathlib.Path(os.environ[variable]), name).eval()
 
 
-def _load(path: pathlib.Path, neighbours: tuple[str, ...] = ()) -> Any:
+def _load(
+    path: pathlib.Path,
+    neighbours: tuple[str, ...] = (),
+    root: pathlib.Path | None = None,
+) -> Any:
     """Import a file that is no package; its neighbours are not kept."""
-    sys.path.insert(0, str(path.parent))
+    sys.path.insert(0, str(root or path.parent))
     try:
         spec = importlib.util.spec_from_file_location(f"oracle_{path.stem}", path)
         if spec is None or spec.loader is None:
@@ -71,6 +78,20 @@ def _megvii(place: pathlib.Path, name: str) -> Any:
 def _peleenet(place: pathlib.Path, name: str) -> Any:
     """Build the only network of the repository."""
     return getattr(_load(place / "peleenet.py"), name)()
+
+
+def _micronet(place: pathlib.Path, name: str) -> Any:
+    """Build "m0" to "m3" with the options of its evaluation script."""
+    text = (place / "scripts" / f"eval_micronet_{name}.sh").read_text(encoding="utf-8")
+    options: dict[str, types.SimpleNamespace] = {}
+    for group, key, value in re.findall(r"MODEL\.(\w+)\.(\w+)\s+([^\s\\]+)", text):
+        if value[0].isdigit() or value in ("True", "False"):
+            value = ast.literal_eval(value)
+        setattr(options.setdefault(group, types.SimpleNamespace()), key, value)
+    config = types.SimpleNamespace(MODEL=types.SimpleNamespace(**options))
+    packages = ("backbone", "backbone.activation", "backbone.microconfig")
+    module = _load(place / "backbone" / "micronet.py", packages, place)
+    return module.micronet(cfg=config)
 
 
 def read_prototxt(text: str) -> dict[str, list[Any]]:
@@ -194,6 +215,7 @@ _BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
     "igc": _mxnet,
     "igcv3": _mxnet,
     "megvii": _megvii,
+    "micronet": _micronet,
     "peleenet": _peleenet,
     "squeezenext": _squeezenext,
 }

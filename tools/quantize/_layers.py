@@ -136,6 +136,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "minimum": lambda tf, xs: tf.minimum(xs[0], xs[1]),
     "resize": _resize,
     "slice": _slice,
+    "gather": lambda tf, x, indices: tf.gather(x, indices, axis=-1),
     "reshape": lambda tf, x, target_shape: tf.reshape(x, (-1, *target_shape)),
 }
 
@@ -185,6 +186,7 @@ BUILDERS: dict[str, Callable[[Any, Step], Any]] = {
     "reshape": _plain("Reshape"),
     "resize": _function("resize"),
     "slice": _function("slice"),
+    "gather": _function("gather"),
     **{
         kind: _function(kind)
         for kind in ("add", "subtract", "multiply", "maximum", "minimum")

@@ -368,6 +368,13 @@ def resize(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
     return low.emit("resize", layer.name, [args[0]], config, shape=shape)
 
 
+def select(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
+    """SelectChannels, its indices fixed from here on."""
+    index = layer.indices if layer.index is None else _array(layer.index)
+    config = {"indices": [int(i) for i in index]}
+    return low.emit("gather", layer.name, [args[0]], config, shape=shape)
+
+
 LAYERS: dict[str, Callable[..., str]] = {
     "Conv2D": conv,
     "DepthwiseConv2D": conv,
@@ -397,6 +404,7 @@ LAYERS: dict[str, Callable[..., str]] = {
     "Cropping2D": window("crop", ("cropping",)),
     "Permute": window("permute", ("dims",)),
     "Reshape": reshape,
+    "SelectChannels": select,
     "Flatten": reshape,
     "UpSampling2D": resize,
     "Resizing": resize,

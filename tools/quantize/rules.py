@@ -77,6 +77,7 @@ RULES: dict[str, Rule] = {
     "reshape": _KEEPS,
     "resize": _KEEPS,
     "slice": _KEEPS,
+    "gather": _KEEPS,
 }
 
 FUNCTION_RULES: dict[str, Rule] = {
