@@ -284,7 +284,7 @@ def _outputs(
 def _logits(spec: ModelSpec, family: Family, x: Any, classes: int) -> Any:
     if family.classifier is not None:
         return family.classifier(spec, x, classes)
-    from keras import layers
+    from keras_lightnets import layers
 
     x = layers.global_pool(x)
     if family.neck is not None:
