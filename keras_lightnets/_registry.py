@@ -24,6 +24,7 @@ FAMILIES = (
     "mobilenet_v2",
     "mobilenet_v3",
     "peleenet",
+    "repghostnet",
     "shufflenet_v1",
     "shufflenet_v2",
     "squeezenet",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from keras_lightnets.tools._functional import functional, history, nodes
 from keras_lightnets.tools.quantize._graph import Graph
 from keras_lightnets.tools.quantize._lower import (
     LAYERS,
@@ -30,9 +31,9 @@ def read(model: Any, extra: dict[str, Callable[..., Any]]) -> Graph:
             its path.
         ValueError: If the model is not functional.
     """
-    model = _functional(model)
+    model = functional(model)
     names = [tensor.name for tensor in model.inputs]
-    layer_names = [layer.name for layer in _input_layers(model)]
+    layer_names = [layer.name for layer in map(history, model.inputs)]
     inputs = dict(
         zip(layer_names or names, (tuple(t.shape) for t in model.inputs), strict=True)
     )
@@ -54,43 +55,10 @@ def read(model: Any, extra: dict[str, Callable[..., Any]]) -> Graph:
     return graph
 
 
-def _functional(model: Any) -> Any:
-    import keras
-
-    if isinstance(model, keras.Sequential):
-        if not model.built:
-            raise ValueError(
-                f"The sequential model {model.name!r} has no shapes yet. Call "
-                "model.build(input_shape) first."
-            )
-        return keras.Model(model.inputs, model.outputs[0], name=model.name)
-    if not isinstance(model, keras.Model) or not hasattr(model, "_nodes_by_depth"):
-        raise ValueError(
-            "Only functional Keras 3 models convert: keras.Model(inputs, outputs). "
-            f"Received: {type(model).__module__}.{type(model).__name__}"
-        )
-    return model
-
-
-def _input_layers(model: Any) -> list[Any]:
-    return [_history(tensor) for tensor in model.inputs]
-
-
-def _history(tensor: Any) -> Any:
-    """Return the operation that made a Keras tensor (private in Keras)."""
-    return tensor._keras_history.operation
-
-
-def _nodes(model: Any) -> list[Any]:
-    """Return the nodes of a functional model in order (private in Keras)."""
-    depths = model._nodes_by_depth
-    return [node for depth in sorted(depths, reverse=True) for node in depths[depth]]
-
-
 def _walk(model: Any, low: Lowering, table: dict[str, Callable[..., Any]]) -> None:
     import keras
 
-    for node in _nodes(model):
+    for node in nodes(model):
         operation = node.operation
         if isinstance(operation, keras.layers.InputLayer):
             continue
@@ -130,7 +98,7 @@ def _lookup(operation: Any, table: dict[str, Callable[..., Any]]) -> Any:
 def _inline(model: Any, node: Any, low: Lowering, table: dict[str, Any]) -> None:
     import keras
 
-    inner = _functional(model)
+    inner = functional(model)
     given = keras.tree.flatten(list(node.arguments.args))
     for tensor, outer in zip(inner.inputs, given, strict=True):
         low.tensors[id(tensor)] = low.name_of(outer)

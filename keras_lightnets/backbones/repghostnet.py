@@ -1,0 +1,256 @@
+"""RepGhostNet: ghost features that are added, and merged for deployment."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from keras_lightnets import layers
+from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import Block, expand_rows
+from keras_lightnets._channels import make_divisible
+from keras_lightnets._inputs import decode_predictions
+from keras_lightnets._layout import Layout, pairs
+from keras_lightnets._spec import (
+    EXPANDED_LEVELS,
+    IMAGENET,
+    ModelSpec,
+    Preprocessing,
+    Weights,
+)
+
+__all__ = [
+    "RepGhostNet",
+    "RepGhostNetW050",
+    "RepGhostNetW058",
+    "RepGhostNetW080",
+    "RepGhostNetW111",
+    "RepGhostNetW130",
+    "RepGhostNetW150",
+    "RepGhostNetW200",
+    "decode_predictions",
+    "preprocess_input",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the paper's table 2 (sizes before the width multiplier)."""
+
+    stage: int
+    kernel: int
+    expand: int
+    out: int
+    se: bool
+    stride: int
+
+
+# fmt: off
+ROWS = (
+    #   stage kernel expand  out  se     stride
+    Row(1,    3,       8,    16,  False, 1),
+    Row(2,    3,      24,    24,  False, 2),
+    Row(2,    3,      36,    24,  False, 1),
+    Row(3,    5,      36,    40,  True,  2),
+    Row(3,    5,      60,    40,  True,  1),
+    Row(4,    3,     120,    80,  False, 2),
+    Row(4,    3,     100,    80,  False, 1),
+    Row(4,    3,     120,    80,  False, 1),
+    Row(4,    3,     120,    80,  False, 1),
+    Row(4,    3,     240,   112,  True,  1),
+    Row(4,    3,     336,   112,  True,  1),
+    Row(5,    5,     336,   160,  True,  2),
+    Row(5,    5,     480,   160,  False, 1),
+    Row(5,    5,     480,   160,  True,  1),
+    Row(5,    5,     480,   160,  False, 1),
+    Row(5,    5,     480,   160,  True,  1),
+)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepGhostNetSpec(ModelSpec):
+    """A RepGhostNet as it is trained; `tools.fuse` makes the deployed form.
+
+    Attributes:
+        stem: Channels of the stem.
+        top: Channels of the last convolution before pooling.
+        hidden: Channels of the layer before the classifier, not multiplied.
+    """
+
+    rows: tuple[Row, ...] = ROWS
+    divisor: int = 4
+    levels: tuple[Any, ...] = EXPANDED_LEVELS
+    fusable: bool = True
+    padding: str = "symmetric"
+    bn_epsilon: float = 1e-5
+    bn_momentum: float = 0.9
+    reference: str = "Chen et al. 2022, RepGhost, https://arxiv.org/abs/2211.06088"
+    stem: int = 16
+    top: int = 960
+    hidden: int = 1280
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Input normalisation, the authors' for every width."""
+        return self.weights[0].preprocessing if self.weights else IMAGENET
+
+
+def _spec(width: float, top1: float) -> RepGhostNetSpec:
+    """Describe a width; the unmarked names are those of width 1."""
+    digits = f"{round(width * 100):03d}"
+    name, function = "repghostnet", "RepGhostNet"
+    file = f"{name}_{digits}.in1k"
+    weights = Weights(
+        tag="timm_in1k",
+        url=f"https://huggingface.co/timm/{file}/resolve/main/model.safetensors",
+        layout="timm",
+        licence="MIT",
+        preprocessing=IMAGENET,
+        top1=top1,
+        source=f"timm {file}, converted from the authors' checkpoint",
+    )
+    return RepGhostNetSpec(
+        name=name if width == 1.0 else f"{name}_{digits}",
+        function=function if width == 1.0 else f"{function}W{digits}",
+        width=width,
+        top1=round(top1, 1),
+        weights=(weights,),
+    )
+
+
+SPECS = (
+    _spec(1.0, 74.22),
+    _spec(0.5, 66.95),
+    _spec(0.58, 68.94),
+    _spec(0.8, 72.24),
+    _spec(1.11, 75.07),
+    _spec(1.3, 76.37),
+    _spec(1.5, 77.45),
+    _spec(2.0, 78.81),
+)
+
+
+def build(spec: RepGhostNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
+    """Build the feature maps: c1..c5, c4_expand and "features" (960 channels)."""
+    stride = layers.DilatedStride(output_stride)
+    step, _ = stride.step(2)
+    x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
+    x = layers.activate(x, "relu", "stem")
+    maps: dict[str, Any] = {}
+    for block in _blocks(spec):
+        x, expanded = _bottleneck(x, block, spec, stride)
+        maps[f"c{block.row.stage}"] = x
+        if block.row.stage == 5:
+            maps.setdefault("c4_expand", expanded)
+    x = layers.conv_bn(x, _channels(spec, spec.top), 1, spec, "top")
+    return {**maps, "features": layers.activate(x, "relu", "top")}
+
+
+def neck(spec: RepGhostNetSpec, x: Any) -> Any:
+    """Widen the pooled features: 1x1 convolution with bias, ReLU."""
+    return layers.activate(
+        layers.bias_conv(x, spec.hidden, "top_hidden"), "relu", "top_hidden"
+    )
+
+
+def _bottleneck(
+    x: Any, block: Block[Row], spec: RepGhostNetSpec, stride: Any
+) -> tuple[Any, Any]:
+    """RepGhost module, strided depthwise convolution, squeeze, linear module.
+
+    Returns the output and the expanded input.
+    """
+    row, name, out = block.row, block.name, block.out
+    shortcut, mid = x, _channels(spec, row.expand)
+    before = stride.dilation
+    step, dilation = stride.step(row.stride)
+    x = expanded = _repghost(x, mid, spec, f"{name}_expand", "relu", before)
+    if row.stride > 1:
+        x = layers.depthwise_bn(x, row.kernel, spec, f"{name}_dw", step, dilation)
+    if row.se:
+        x = layers.squeeze_excite(x, make_divisible(mid / 4, 4), f"{name}_se")
+    x = _repghost(x, out, spec, f"{name}_project", "linear", stride.dilation)
+    if row.stride > 1 or block.channels != out:
+        part = f"{name}_shortcut"
+        shortcut = layers.depthwise_bn(
+            shortcut, row.kernel, spec, f"{part}_dw", step, dilation
+        )
+        shortcut = layers.conv_bn(shortcut, out, 1, spec, part)
+    return layers.residual(x, shortcut, name), expanded
+
+
+def _repghost(
+    x: Any, filters: int, spec: RepGhostNetSpec, name: str, act: str, dilation: int
+) -> Any:
+    """RepGhost module (figure 3c): maps by 1x1, plus a 3x3 and a BN branch of them.
+
+    Both branches are linear in the same maps, so that deployment has one 3x3.
+    """
+    x = layers.activate(layers.conv_bn(x, filters, 1, spec, name), act, name)
+    cheap = layers.depthwise_bn(x, 3, spec, f"{name}_cheap", dilation=dilation)
+    fusion = layers.BatchNormalization(
+        epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, name=f"{name}_fusion_bn"
+    )(x)
+    x = layers.residual(fusion, cheap, name)
+    return layers.activate(x, act, f"{name}_add")
+
+
+def _channels(spec: RepGhostNetSpec, count: int) -> int:
+    return make_divisible(count * spec.width, spec.divisor)
+
+
+def _blocks(spec: RepGhostNetSpec) -> list[Block[Row]]:
+    outs = [_channels(spec, row.out) for row in spec.rows]
+    return expand_rows(spec.rows, channels=_channels(spec, spec.stem), outs=outs)
+
+
+_MODULE = {
+    "conv": "primary_conv.0",
+    "bn": "primary_conv.1",
+    "cheap_conv": "cheap_operation.0",
+    "cheap_bn": "cheap_operation.1",
+    "fusion_bn": "fusion_bn.0",
+}
+
+
+def _timm(spec: RepGhostNetSpec) -> dict[str, str]:
+    """Name the layers as timm and the authors do.
+
+    Their `blocks` are numbered by runs: a strided block is a run of its own.
+    """
+    names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
+    index, run = 0, -1
+    previous: Row | None = None
+    for block in _blocks(spec):
+        row, ours = block.row, block.name
+        after_stride = previous is not None and previous.stride > 1
+        new = previous is None or row.stride > 1 or after_stride
+        run, index, previous = run + new, 0 if new else index + 1, row
+        theirs = f"blocks.{run}.{index}."
+        names |= pairs(f"{ours}_expand", f"{theirs}ghost1.", _MODULE)
+        names |= pairs(f"{ours}_project", f"{theirs}ghost2.", _MODULE)
+        parts: dict[str, str] = {}
+        if row.stride > 1:
+            parts |= {"dw_conv": "conv_dw", "dw_bn": "bn_dw"}
+        if row.se:
+            parts["se_squeeze_conv"] = "se.conv_reduce"
+            parts["se_excite_conv"] = "se.conv_expand"
+        if row.stride > 1 or block.channels != block.out:
+            parts |= {"shortcut_dw_conv": "shortcut.0", "shortcut_dw_bn": "shortcut.1"}
+            parts |= {"shortcut_conv": "shortcut.2", "shortcut_bn": "shortcut.3"}
+        names |= pairs(ours, theirs, parts)
+    names |= pairs("top", f"blocks.{run + 1}.0.", {"conv": "conv", "bn": "bn1"})
+    return names | {"top_hidden_conv": "conv_head", "top_classifier": "classifier"}
+
+
+LAYOUTS = {"timm": Layout(names=_timm, top=("top_hidden_conv", "top_classifier"))}
+FAMILY = Family(specs=SPECS, build=build, layouts=LAYOUTS, neck=neck)
+
+RepGhostNet = make_application(SPECS[0], FAMILY)
+RepGhostNetW050 = make_application(SPECS[1], FAMILY)
+RepGhostNetW058 = make_application(SPECS[2], FAMILY)
+RepGhostNetW080 = make_application(SPECS[3], FAMILY)
+RepGhostNetW111 = make_application(SPECS[4], FAMILY)
+RepGhostNetW130 = make_application(SPECS[5], FAMILY)
+RepGhostNetW150 = make_application(SPECS[6], FAMILY)
+RepGhostNetW200 = make_application(SPECS[7], FAMILY)
+preprocess_input = make_preprocess(SPECS)

@@ -1,0 +1,292 @@
+"""Fused models compute the same: random graphs, each rule, what stays and why."""
+
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_lightnets
+from keras_lightnets.layers import BatchNormalization
+from keras_lightnets.tools.fuse import fuse, plan
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import contracts  # noqa: E402
+
+WORK = ("Conv2D", "DepthwiseConv2D", "Dense", "BatchNormalization", "Add")
+
+
+def randomise(model, seed=0):
+    """Give every weight a random value, variances a positive one."""
+    random = np.random.default_rng(seed)
+    for layer in model.layers:
+        for variable in layer.weights:
+            value = random.normal(0, 1 / np.sqrt(9), variable.shape)
+            if variable.name in ("gamma", "moving_variance"):
+                value = random.uniform(0.5, 1.5, variable.shape)
+            variable.assign(value)
+    return model
+
+
+def kinds(model):
+    """Return the classes of a model's layers that fusing is about."""
+    names = [type(layer).__name__ for layer in model.layers]
+    return [name for name in names if name in WORK]
+
+
+def outputs(model, size=None, seed=1):
+    shape = size or model.input.shape[1:]
+    x = np.random.default_rng(seed).normal(size=(2, *shape)).astype("float32")
+    found = model(x, training=False)
+    return [np.asarray(t) for t in keras.tree.flatten(found)]
+
+
+def check_equal(model, size=None, tolerance=1e-5):
+    """Fuse a model, compare all outputs, return the fused one."""
+    randomise(model)
+    fused = fuse(model)
+    for ours, theirs in zip(outputs(fused, size), outputs(model, size), strict=True):
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+    return fused
+
+
+class Branches:
+    """Draws parallel linear branches of one input, as the papers have them."""
+
+    def __init__(self, seed):
+        self.random = np.random.default_rng(seed)
+        self.stride = int(self.random.choice([1, 1, 2]))
+        self.kernel = int(self.random.choice([3, 5]))
+        self.bias = bool(self.random.integers(2))
+
+    def norm(self, x):
+        kind = self.random.choice([BatchNormalization, layers.BatchNormalization])
+        return kind(epsilon=1e-3)(x)
+
+    def conv(self, x, size, depthwise, stride=None, padding="same"):
+        stride = stride or self.stride
+        options = {"strides": stride, "padding": padding, "use_bias": self.bias}
+        if depthwise:
+            return layers.DepthwiseConv2D(size, **options)(x)
+        return layers.Conv2D(x.shape[-1], size, **options)(x)
+
+    def padded(self, x, channels_first):
+        """1x1, then the large kernel on a border that the 1x1 has made too."""
+        k = self.kernel
+        x = layers.ZeroPadding2D(k // 2)(x) if self.stride == 1 else x
+        x = self.norm(self.conv(x, 1, channels_first, 1))
+        padding = "valid" if self.stride == 1 else "same"
+        if self.stride == 1:
+            return self.norm(self.conv(x, k, False, 1, padding))
+        return self.norm(self.conv(x, 1, False))
+
+    def pooled(self, x):
+        """1x1, then the mean of windows; DBB's third branch."""
+        k = self.kernel
+        if self.stride > 1:
+            return self.norm(self.conv(x, 1, False))
+        x = layers.ZeroPadding2D(k // 2)(x)
+        x = self.norm(self.conv(x, 1, False, 1))
+        return self.norm(layers.AveragePooling2D(k, 1)(x))
+
+    def block(self, x, depthwise):
+        k = self.kernel
+        makers = [
+            lambda: self.norm(self.conv(x, 1, depthwise)),
+            lambda: self.norm(self.conv(x, (1, k), depthwise)),
+            lambda: self.norm(self.conv(x, (k, 1), depthwise)),
+            lambda: self.norm(self.conv(x, 3, depthwise)),
+        ]
+        if self.stride == 1:
+            makers += [lambda: x, lambda: self.norm(x)]
+        if not depthwise:
+            makers += [lambda: self.padded(x, False), lambda: self.pooled(x)]
+            makers += [lambda: self.norm(self.conv(x, k, True))]
+        chosen = self.random.permutation(len(makers))[: self.random.integers(1, 5)]
+        terms = [makers[i]() for i in chosen]
+        terms.insert(
+            int(self.random.integers(len(terms) + 1)),
+            self.norm(self.conv(x, k, depthwise)),
+        )
+        if len(terms) > 2 and self.random.integers(2):  # as nested additions
+            terms = [layers.Add()(terms[:2]), *terms[2:]]
+        return layers.ReLU()(layers.Add()(terms))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_branches_become_one_convolution(seed):
+    draw = np.random.default_rng(seed)
+    channels = int(draw.integers(2, 5))
+    inputs = x = keras.Input((*(int(v) for v in draw.integers(7, 12, 2)), channels))
+    blocks = [Branches(100 * seed + i) for i in range(3)]
+    flags = [bool(draw.integers(2)) for _ in blocks]
+    for block, depthwise in zip(blocks, flags, strict=True):
+        x = block.block(x, depthwise)
+    fused = check_equal(keras.Model(inputs, x))
+    found = {True: "DepthwiseConv2D", False: "Conv2D"}
+    assert kinds(fused) == [found[flag] for flag in flags]
+    assert sum(type(layer).__name__ == "ReLU" for layer in fused.layers) == 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_algebra_is_exact(seed):
+    """In double precision nothing but rounding of the sixteenth digit is left."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float64")
+    try:
+        inputs = keras.Input((9, 10, 3))
+        x = inputs
+        for block in (Branches(50 + seed), Branches(60 + seed)):
+            block.norm = lambda t: layers.BatchNormalization(epsilon=1e-3)(t)
+            x = block.block(x, False)
+        fused = check_equal(keras.Model(inputs, x), tolerance=1e-13)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert kinds(fused) == ["Conv2D", "Conv2D"]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_norms_around_a_convolution_fold(groups, bias):
+    inputs = keras.Input((6, 6, 4))
+    x = layers.BatchNormalization()(inputs)
+    options = {"groups": groups, "use_bias": bias, "activation": "relu"}
+    x = layers.Conv2D(6, 1, **options)(x)
+    x = BatchNormalization()(layers.Conv2D(4, 3, use_bias=bias, name="stem_conv")(x))
+    fused = check_equal(keras.Model(inputs, x))
+    assert kinds(fused) == ["Conv2D", "Conv2D"]
+    assert fused.layers[-1].name == "stem_conv"
+
+
+def test_dense_layers_and_dilation_fold():
+    inputs = keras.Input((9, 9, 3))
+    x = layers.Conv2D(4, 3, padding="same", dilation_rate=2, use_bias=False)(inputs)
+    y = layers.Conv2D(4, 1, use_bias=False)(inputs)
+    x = layers.Add()([layers.BatchNormalization()(x), y])
+    x = layers.GlobalAveragePooling2D()(layers.ReLU()(x))
+    x = layers.BatchNormalization()(layers.Dense(5)(layers.BatchNormalization()(x)))
+    fused = check_equal(keras.Model(inputs, x))
+    assert kinds(fused) == ["Conv2D", "Dense"]
+    assert fused.layers[1].dilation_rate == (2, 2)
+
+
+def test_a_series_becomes_one_where_it_holds_no_more():
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(16, 1, use_bias=False)(inputs)
+    x = layers.Conv2D(6, 3, padding="same", name="a_conv")(x)  # 4 -> 6 is less
+    x = layers.Conv2D(2, 1, name="b_conv")(x)
+    wide = layers.Conv2D(12, 1, name="c_conv")(x)  # 6 -> 12 by way of 2 is less
+    fused = check_equal(keras.Model(inputs, wide))
+    assert [layer.name for layer in fused.layers[1:]] == ["a_conv", "c_conv"]
+    assert fused.get_layer("a_conv").kernel.shape == (3, 3, 4, 2)
+    found = plan(keras.Model(inputs, wide))
+    assert [k.name for k in found.kept] == ["c_conv"]
+    assert "more values" in found.kept[0].reason
+
+
+def reasons(outputs_, inputs):
+    model = randomise(keras.Model(inputs, outputs_))
+    before, after = outputs(model, (6, 6, 4)), outputs(fuse(model), (6, 6, 4))
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max())
+    return {k.name: k.reason for k in plan(model).kept}
+
+
+def test_what_is_inexact_stays_and_is_reported():
+    inputs = keras.Input((6, 6, 4))
+    x = layers.BatchNormalization(name="early_bn")(inputs)
+    x = layers.Conv2D(4, 3, padding="same", name="a_conv")(x)
+    found = reasons(x, inputs)
+    assert "zeros" in found["a_conv"]
+    assert "no convolution" in found["early_bn"]
+
+    x = layers.Conv2D(4, 1, activation="relu", name="a_conv")(inputs)
+    x = layers.BatchNormalization(name="a_bn")(x)
+    assert "activation" in reasons(x, inputs)["a_bn"]
+
+    x = layers.Conv2D(4, 1, name="a_conv")(inputs)
+    y = layers.BatchNormalization(name="a_bn")(x)
+    assert "also read by" in reasons([x, y], inputs)["a_bn"]
+
+    shared = layers.BatchNormalization(name="a_bn")
+    a, b = (layers.Conv2D(4, 1, name=f"{n}_conv")(inputs) for n in "ab")
+    found = reasons(layers.Add()([shared(a), shared(b)]), inputs)
+    assert "several times" in found["a_bn"]
+
+
+def test_branches_that_would_cost_more_stay_and_are_reported():
+    inputs = keras.Input((6, 6, 4))
+    wide = layers.DepthwiseConv2D(5, padding="same", name="a_conv")(inputs)
+    dense = layers.Conv2D(4, 1, name="b_conv")(inputs)
+    x = layers.Add(name="ab_add")([wide, inputs, dense])
+    model = randomise(keras.Model(inputs, x))
+    fused, found = fuse(model), plan(model)
+    assert kinds(fused) == ["DepthwiseConv2D", "Conv2D", "Add"]
+    assert [f.branches for f in found.fused] == [2]
+    assert "more values" in {k.name: k.reason for k in found.kept}["ab_add"]
+    np.testing.assert_allclose(outputs(fused)[0], outputs(model)[0], atol=1e-5)
+
+
+def test_unknown_sizes():
+    """At stride 1 the border is the same for any size; TensorFlow's strided is not."""
+    inputs = keras.Input((None, None, 4))
+    for stride, expected in ((1, ["Conv2D"]), (2, ["Conv2D", "Conv2D", "Add"])):
+        options = {"strides": stride, "padding": "same"}
+        x = layers.Conv2D(4, 3, **options, name="a_conv")(inputs)
+        y = layers.Conv2D(4, 1, **options, name="b_conv")(inputs)
+        model = keras.Model(inputs, layers.Add(name="ab_add")([x, y]))
+        assert kinds(check_equal(model, (7, 8, 4))) == expected
+    assert "unknown" in plan(model).kept[0].reason
+    x = layers.Conv2D(4, 3, strides=2, padding="same")(inputs)
+    model = keras.Model(inputs, layers.BatchNormalization()(x))
+    assert kinds(check_equal(model, (7, 8, 4))) == ["Conv2D"]
+
+
+def test_operations_and_several_inputs_and_outputs_stay():
+    a, b = keras.Input((6, 6, 4), name="a"), keras.Input((6, 6, 4), name="b")
+    x = layers.Conv2D(4, 3, padding="same")(a) + layers.Conv2D(4, 1)(a) + b
+    left, right = keras.ops.split(x, 2, axis=-1)
+    outs = {"left": left, "right": layers.BatchNormalization()(right), "x": x}
+    model = randomise(keras.Model({"a": a, "b": b}, outs))
+    fused = fuse(model)
+    random = np.random.default_rng(3)
+    x = {k: random.normal(size=(2, 6, 6, 4)).astype("float32") for k in "ab"}
+    before, after = model(x), fused(x)
+    assert list(after) == ["left", "right", "x"]
+    for key, value in before.items():
+        np.testing.assert_allclose(after[key], value, atol=1e-5)
+    assert kinds(fused).count("Conv2D") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v2_035", pytest.param("ghostnet_050", marks=pytest.mark.full)],
+)
+def test_networks_keep_endpoints_and_preprocessing(name, tmp_path):
+    model = keras_lightnets.create_model(
+        name, weights=None, input_shape=(64, 64, 3), endpoints=("c3", "c5", "logits")
+    )
+    contracts.seeded_values(model)
+    path = tmp_path / "fused.keras"
+    fuse(model).save(path)
+    fused = keras.saving.load_model(path)
+    assert list(fused.output) == ["c3", "c5", "logits"]
+    assert fused.layers[1].name == "normalise"
+    assert "BatchNormalization" not in kinds(fused)
+    assert {layer.name for layer in fused.layers} < {la.name for la in model.layers}
+    images = contracts.images()
+    found, expected = fused(images, training=False), model(images, training=False)
+    for key, value in expected.items():
+        apart = np.abs(np.asarray(found[key]) - value).max()
+        assert apart <= 1e-5 * np.abs(value).max(), key
+
+
+def test_only_functional_models():
+    class Own(keras.Model):
+        pass
+
+    with pytest.raises(ValueError, match="functional"):
+        fuse(Own())
