@@ -23,6 +23,9 @@ class Layout:
         preprocessing: Its input normalisation, likewise; None for the spec's.
         bgr: Layer whose kernel expects blue, green, red; it is turned when loaded,
             since images are RGB here.
+        unused: Patterns of the publisher's prefixes that its network never reads.
+        pieces: Layers that hold part of a kernel: (pattern of their names, rows,
+            columns); several of them name the same prefix.
     """
 
     names: Callable[[Any], dict[str, str]]
@@ -31,7 +34,20 @@ class Layout:
     changes: tuple[tuple[str, Any], ...] = ()
     preprocessing: Preprocessing | None = None
     bgr: str = ""
+    unused: tuple[str, ...] = ()
+    pieces: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
 
+
+# What `layers.split_depthwise` makes of a 3x3 kernel: part -> rows, columns.
+SPLIT_KERNEL = {
+    "corners": ((0, 2), (0, 2)),
+    "column": ((0, 2), (1,)),
+    "row": ((1,), (0, 2)),
+    "centre": ((1,), (1,)),
+}
+SPLIT_PIECES = tuple(
+    (f"*_{part}_conv", rows, cols) for part, (rows, cols) in SPLIT_KERNEL.items()
+)
 
 _EXPANDED = {
     "expand_conv": "conv_pw",

@@ -12,6 +12,7 @@ FAMILIES = (
     "efficientnet",
     "efficientnet_lite",
     "efficientnet_v2",
+    "espnet_v2",
     "fbnet",
     "fbnet_v2",
     "fbnet_v3",

@@ -1,6 +1,7 @@
 """Recognises a publisher's layout by its keys and gives the tensors our names."""
 
 import dataclasses
+import fnmatch
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -38,6 +39,8 @@ class Candidate:
         slashed: Whether the file's keys are "layer/variable".
         entry: Published set whose numerics hold, or None for the spec's own.
         bgr: Layer whose kernel has the input channels blue, green, red.
+        unused: Patterns of prefixes that may be in the file and are not read.
+        pieces: Layers that hold part of a kernel: (pattern, rows, columns).
     """
 
     layout: str
@@ -46,6 +49,8 @@ class Candidate:
     slashed: bool
     entry: Weights | None = None
     bgr: str = ""
+    unused: tuple[str, ...] = ()
+    pieces: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
 
     @property
     def label(self) -> str:
@@ -76,8 +81,22 @@ def published(
             f"{entry.layout!r}; the family has {', '.join(layouts) or 'none'}."
         )
     names = layout.names(spec.replace(**dict(entry.changes)))
-    slashed = layout.kind == "keras"
-    return Candidate(entry.layout, names, layout.top, slashed, entry, layout.bgr)
+    return _candidate(entry.layout, layout, names, entry)
+
+
+def _candidate(
+    name: str, layout: Layout, names: dict[str, str], entry: Weights | None = None
+) -> Candidate:
+    return Candidate(
+        name,
+        names,
+        layout.top,
+        layout.kind == "keras",
+        entry,
+        bgr=layout.bgr,
+        unused=layout.unused,
+        pieces=layout.pieces,
+    )
 
 
 def candidates(
@@ -102,20 +121,13 @@ def candidates(
     theirs = [published(spec, layouts, entry) for entry in (*spec.weights, *lent)]
     known = {candidate.layout for candidate in theirs}
     plain = [
-        Candidate(
-            name,
-            layout.names(spec),
-            layout.top,
-            layout.kind == "keras",
-            bgr=layout.bgr,
-        )
+        _candidate(name, layout, layout.names(spec.replace(**dict(layout.changes))))
         for name, layout in layouts.items()
     ]
+    first_layout = [_candidate("", x, x.names(spec)) for x in layouts.values()][:1]
     own = [
-        dataclasses.replace(
-            c, layout="", slashed=True, names={k: k for k in c.names}, bgr=""
-        )
-        for c in [*plain[:1], *theirs]
+        Candidate("", {k: k for k in c.names}, c.top, slashed=True, entry=c.entry)
+        for c in [*first_layout, *theirs]
     ]
     return [*own, *theirs, *(c for c in plain if c.layout not in known)]
 
@@ -180,7 +192,11 @@ def recognise(
 def _is_whole(candidate: Candidate, have: set[str]) -> bool:
     need = set(candidate.names.values())
     top = {p for name, p in candidate.names.items() if name in candidate.top}
-    return have in (need, need - top)
+    return {p for p in have if not _unread(p, candidate)} in (need, need - top)
+
+
+def _unread(prefix: str, candidate: Candidate) -> bool:
+    return any(fnmatch.fnmatchcase(prefix, p) for p in candidate.unused)
 
 
 def _share(have: set[str], need: set[str]) -> float:
@@ -221,7 +237,7 @@ def convert(
         for layer, prefix in candidate.names.items()
         if prefix not in groups and layer not in candidate.top and candidate.layout
     ]
-    extra = [prefix for prefix in groups if prefix not in wanted]
+    extra = [p for p in groups if p not in wanted and not _unread(p, candidate)]
     if missing or extra:
         raise WeightsError(
             f"{where} does not hold the network it should ({candidate.label}): it "
@@ -237,8 +253,18 @@ def convert(
                 value = value[..., offset:]
             if layer == candidate.bgr and variable == "kernel":
                 value = np.ascontiguousarray(value[:, :, ::-1])
+            if variable == "kernel":
+                value = _piece(value, layer, candidate)
             result[f"{layer}/{variable}"] = value
     return result
+
+
+def _piece(value: np.ndarray, layer: str, candidate: Candidate) -> np.ndarray:
+    """Return the layer's part of a kernel, or all of it."""
+    for pattern, rows, cols in candidate.pieces:
+        if fnmatch.fnmatchcase(layer, pattern):
+            return value[list(rows)][:, list(cols)]
+    return value
 
 
 def _from_torch(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -56,7 +56,8 @@ def write(
 def key_of(source: str, spec: Any, candidate: Candidate, offset: int) -> str:
     """Return the name of a conversion: changes with all that it depends on."""
     parts = [source, __version__, spec.name, candidate.layout, candidate.slashed]
-    text = json.dumps([*parts, list(candidate.names.items()), offset])
+    names = list(candidate.names.items())
+    text = json.dumps([*parts, names, candidate.pieces, offset])
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]
     return f"{spec.name}-{candidate.layout}-{digest}"
 

@@ -15,12 +15,14 @@ _MODULES = {
     "avg_pool": "pool",
     "channel_shuffle": "shuffle",
     "channel_split": "shuffle",
+    "fused_pyramid": "dilated",
     "fused_residual": "fused",
     "bias_conv": "conv",
     "concat": "conv",
     "conv_bn": "conv",
     "conv_classifier": "conv",
     "depthwise_bn": "conv",
+    "dilated_depthwise": "dilated",
     "residual": "conv",
     "DilatedStride": "stride",
     "dense_classifier": "conv",
@@ -31,6 +33,7 @@ _MODULES = {
     "max_pool": "pool",
     "normalise": "conv",
     "pad_for": "pad",
+    "split_depthwise": "dilated",
     "squeeze_excite": "squeeze",
 }
 

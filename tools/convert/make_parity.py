@@ -332,7 +332,9 @@ def calibrate(model: Any, pixels: Any) -> np.ndarray:
     for handle in handles:
         handle.remove()
     keys = [k for k in model.state_dict() if k.endswith(".running_var")]
-    return np.asarray([scales[k.removesuffix(".running_var")] for k in keys], "float32")
+    # A normalisation that is never reached keeps its own.
+    names = [k.removesuffix(".running_var") for k in keys]
+    return np.asarray([scales.get(name, 1.0) for name in names], "float32")
 
 
 def _fill(model: Any, state: Mapping[str, np.ndarray]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 PLACES = {
+    "espnetv2": "LIGHTNETS_ESPNETV2",  # sacmehta/ESPNetv2
     "igc": "LIGHTNETS_IGC",  # hellozting/InterleavedGroupConvolutions
     "igcv3": "LIGHTNETS_IGCV3",  # homles11/IGCV3
     "megvii": "LIGHTNETS_SHUFFLENET",  # megvii-model/ShuffleNet-Series
@@ -78,6 +79,12 @@ def _megvii(place: pathlib.Path, name: str) -> Any:
 def _peleenet(place: pathlib.Path, name: str) -> Any:
     """Build the only network of the repository."""
     return getattr(_load(place / "peleenet.py"), name)()
+
+
+def _espnetv2(place: pathlib.Path, name: str) -> Any:
+    """Build the classifier of a scale, such as "1.0"."""
+    module = _load(place / "imagenet" / "Model.py", ("cnn_utils",))
+    return module.EESPNet(s=float(name))
 
 
 def _micronet(place: pathlib.Path, name: str) -> Any:
@@ -212,6 +219,7 @@ def _mxnet(place: pathlib.Path, name: str) -> Any:
 
 
 _BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
+    "espnetv2": _espnetv2,
     "igc": _mxnet,
     "igcv3": _mxnet,
     "megvii": _megvii,
