@@ -6,6 +6,7 @@ from keras import initializers, layers
 
 from keras_lightnets._errors import unknown
 from keras_lightnets._spec import ModelSpec
+from keras_lightnets.layers.grouped import Conv2D
 from keras_lightnets.layers.norm import BatchNormalization
 from keras_lightnets.layers.pad import pad_for
 
@@ -77,9 +78,39 @@ def conv_bn(
     Returns:
         Tensor of shape (batch, ceil(height / stride), ceil(width / stride), filters).
     """
+    x = padded_conv(x, filters, kernel, spec, name, stride, groups, dilation)
+    return normalise(x, spec, name)
+
+
+def padded_conv(
+    x: Any,
+    filters: int,
+    kernel: int | tuple[int, int],
+    spec: ModelSpec,
+    name: str,
+    stride: int | tuple[int, int] = 1,
+    groups: int = 1,
+    dilation: int = 1,
+) -> Any:
+    """Convolve with the network's padding, no normalisation: `{name}_conv`.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        filters: Output channels.
+        kernel: Kernel side, or (height, width).
+        spec: Gives padding, and whether there is a bias.
+        name: Stem of the layers' names.
+        stride: Stride in both directions, or (vertical, horizontal).
+        groups: Channel groups.
+        dilation: Dilation in both directions.
+
+    Returns:
+        Tensor of shape (batch, ceil(height / stride), ceil(width / stride), filters).
+    """
     size = (kernel, kernel) if isinstance(kernel, int) else kernel
     x, padding = pad_for(x, size, stride, dilation, spec.padding, name)
-    x = layers.Conv2D(
+    convolution = layers.Conv2D if groups == 1 else Conv2D
+    return convolution(
         filters,
         size,
         strides=stride,
@@ -90,7 +121,6 @@ def conv_bn(
         kernel_initializer=_kernel_init(),
         name=f"{name}_conv",
     )(x)
-    return normalise(x, spec, name)
 
 
 def depthwise_bn(
@@ -116,9 +146,36 @@ def depthwise_bn(
     Returns:
         Tensor with the same channels, height and width divided by the stride.
     """
+    x = padded_depthwise(x, kernel, spec, name, stride, dilation, pad)
+    return normalise(x, spec, name)
+
+
+def padded_depthwise(
+    x: Any,
+    kernel: int | tuple[int, int],
+    spec: ModelSpec,
+    name: str,
+    stride: int = 1,
+    dilation: int = 1,
+    pad: int | None = None,
+) -> Any:
+    """Convolve each channel on its own, no normalisation: `{name}_conv`.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        kernel: Kernel side, or (height, width).
+        spec: Gives padding, and whether there is a bias.
+        name: Stem of the layers' names.
+        stride: Stride in both directions.
+        dilation: Dilation in both directions.
+        pad: Pixels on every side where the stride is not 1, instead of the spec's.
+
+    Returns:
+        Tensor with the same channels, height and width divided by the stride.
+    """
     size = (kernel, kernel) if isinstance(kernel, int) else kernel
     x, padding = pad_for(x, size, stride, dilation, spec.padding, name, pad)
-    x = layers.DepthwiseConv2D(
+    return layers.DepthwiseConv2D(
         size,
         strides=stride,
         padding=padding,
@@ -127,7 +184,6 @@ def depthwise_bn(
         depthwise_initializer=_kernel_init(),
         name=f"{name}_conv",
     )(x)
-    return normalise(x, spec, name)
 
 
 def normalise(x: Any, spec: ModelSpec, name: str) -> Any:

@@ -123,11 +123,6 @@ def test_options(spec):
     contracts.check_options(spec)
 
 
-@each
-def test_same_seed_same_network(spec):
-    contracts.check_same_seed_same_network(spec)
-
-
 @pytest.mark.full
 def test_counts_at_the_oracles_size():
     """Lite3 and Lite4 were counted at timm's sizes, not at the authors'."""
