@@ -18,6 +18,7 @@ FAMILIES = (
     "fbnet_v3",
     "ghostnet",
     "gpunet",
+    "igcv1",
     "igcv3",
     "micronet",
     "mnasnet",
