@@ -238,6 +238,28 @@ def edgetpu(
         raise typer.Exit(1)
 
 
+@app.command()
+def fuse(
+    file: Annotated[Path, typer.Argument(help="A .keras file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The fused .keras file.")],
+    branches: Annotated[
+        bool,
+        typer.Option("--branches", help="Only merge branches, as authors publish."),
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="Timed runs; 0: none.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Fold normalisations and merge parallel branches of a trained model."""
+    _load_keras()
+    from keras_lightnets.tools.fuse.report import fuse_file
+
+    found = fuse_file(file, out, norms=not branches, rounds=rounds)
+    if as_json:
+        _emit(found.json())
+    else:
+        typer.echo(found.text())
+
+
 def _load_keras() -> None:
     """Import keras without the lines that TensorFlow's libraries write to stderr.
 

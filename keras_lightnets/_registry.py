@@ -16,6 +16,7 @@ FAMILIES = (
     "fbnet",
     "fbnet_v2",
     "fbnet_v3",
+    "g_ghost_regnet",
     "ghostnet",
     "gpunet",
     "igcv1",

@@ -70,6 +70,7 @@ def test_every_variant_has_an_oracle():
     families = ("ghostnet", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3")
     families += ("efficientnet", "fbnet", "gpunet", "micronet", "mnasnet")
     families += ("igcv1", "igcv3")
+    families += ("g_ghost", "repghost")
     families += ("peleenet", "shufflenet", "squeezenet", "squeezenext")
     names = {n for f in families for n in keras_lightnets.list_models(f"{f}*")}
     assert names <= compared

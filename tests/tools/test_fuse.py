@@ -1,5 +1,6 @@
 """Fused models compute the same: random graphs, each rule, what stays and why."""
 
+import json
 import pathlib
 import sys
 
@@ -7,8 +8,10 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from typer.testing import CliRunner
 
 import keras_lightnets
+from keras_lightnets.__main__ import app
 from keras_lightnets.layers import BatchNormalization
 from keras_lightnets.tools.fuse import fuse, plan
 
@@ -282,6 +285,38 @@ def test_networks_keep_endpoints_and_preprocessing(name, tmp_path):
     for key, value in expected.items():
         apart = np.abs(np.asarray(found[key]) - value).max()
         assert apart <= 1e-5 * np.abs(value).max(), key
+
+
+def small_model():
+    inputs = x = keras.Input((8, 8, 4))
+    y = layers.Conv2D(4, 3, padding="same", use_bias=False, name="a_conv")(x)
+    y = BatchNormalization(name="a_bn")(y)
+    x = layers.Add(name="a_add")([x, y, layers.Conv2D(4, 1, name="b_conv")(x)])
+    x = layers.ReLU(name="a_act")(x)
+    return randomise(keras.Model(inputs, layers.GlobalAveragePooling2D()(x)))
+
+
+def test_command_line(tmp_path):
+    small_model().save(tmp_path / "model.keras")
+    paths = [str(tmp_path / name) for name in ("model.keras", "fused.keras")]
+    arguments = ["fuse", paths[0], "-o", paths[1], "--rounds", "2"]
+    shown = CliRunner().invoke(app, arguments).stdout
+    for text in ("a_conv: ", "(3 branches)", "layers", "madds", "latency ms", "148"):
+        assert text in shown
+    fused = keras.saving.load_model(paths[1])
+    assert kinds(fused) == ["Conv2D"]
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert found["before"]["params"] == 9 * 16 + 8 + 20
+    assert found["after"] | {"latency_ms": 0} == {
+        "layers": 4,
+        "params": 9 * 16 + 4,
+        "madds": 64 * 9 * 16,
+        "latency_ms": 0,
+    }
+    assert found["after"]["latency_ms"] > 0
+    assert found["difference"] < 1e-5
+    result = CliRunner().invoke(app, ["fuse", paths[0], "-o", paths[0]])
+    assert "another .keras file" in str(result.exception)
 
 
 def test_only_functional_models():

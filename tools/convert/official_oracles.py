@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 PLACES = {
+    "g_ghost": "LIGHTNETS_G_GHOST",  # huawei-noah/Efficient-AI-Backbones
     "espnetv2": "LIGHTNETS_ESPNETV2",  # sacmehta/ESPNetv2
     "igc": "LIGHTNETS_IGC",  # hellozting/InterleavedGroupConvolutions
     "igcv3": "LIGHTNETS_IGCV3",  # homles11/IGCV3
@@ -74,6 +75,12 @@ def _megvii(place: pathlib.Path, name: str) -> Any:
     model = getattr(module, family)(model_size=size, **options)
     model.globalpool = torch.nn.AdaptiveAvgPool2d(1)
     return model
+
+
+def _g_ghost(place: pathlib.Path, name: str) -> Any:
+    """Build a G-Ghost-RegNet, such as "g_ghost_regnetx_032"."""
+    module = _load(place / "g_ghost_pytorch" / "g_ghost_regnet.py")
+    return getattr(module, name)()
 
 
 def _peleenet(place: pathlib.Path, name: str) -> Any:
@@ -219,6 +226,7 @@ def _mxnet(place: pathlib.Path, name: str) -> Any:
 
 
 _BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
+    "g_ghost": _g_ghost,
     "espnetv2": _espnetv2,
     "igc": _mxnet,
     "igcv3": _mxnet,

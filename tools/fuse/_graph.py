@@ -289,19 +289,27 @@ def _emit(step: Step, x: Any) -> Any:
         "name": step.name,
     }
     if len(step.shape) == 2:
-        layer = layers.Dense(operator.outputs, **options)
+        layer = _kind(main, layers.Dense)(operator.outputs, **options)
         return _filled(layer, x, operator.kernel[0, 0], operator.bias)
     x, options["padding"] = _pad(operator, x, step.name)
     options["strides"], options["dilation_rate"] = operator.strides, operator.dilation
     kernel = operator.kernel
     if operator.groups == operator.inputs > 1:
         many = operator.outputs // operator.inputs
-        layer = layers.DepthwiseConv2D(operator.size, depth_multiplier=many, **options)
+        layer = _kind(main, layers.DepthwiseConv2D)(
+            operator.size, depth_multiplier=many, **options
+        )
         kernel = kernel.reshape(*operator.size, operator.inputs, many)
     else:
         options["groups"] = operator.groups
-        layer = layers.Conv2D(operator.outputs, operator.size, **options)
+        kind = _kind(main, layers.Conv2D)
+        layer = kind(operator.outputs, operator.size, **options)
     return _filled(layer, x, kernel, operator.bias)
+
+
+def _kind(main: Any, plain: Any) -> Any:
+    """Return the layer's own class where that is a kind of the plain one."""
+    return type(main) if isinstance(main, plain) else plain
 
 
 def _pad(operator: Operator, x: Any, name: str) -> tuple[Any, str]:
