@@ -1,9 +1,10 @@
 """How a publisher names and lays out the tensors of a network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keras_lightnets._blocks import Block
 from keras_lightnets._spec import Preprocessing
 
 
@@ -114,6 +115,44 @@ def timm_network(blocks: Mapping[str, str]) -> dict[str, str]:
     names = {"stem_conv": "conv_stem", "stem_bn": "bn1", **blocks}
     names |= {"top_conv": "conv_head", "top_bn": "bn2"}
     return names | {"top_classifier": "classifier"}
+
+
+def timm_ghost(
+    blocks: Sequence[Block[Any]], module: Mapping[str, str]
+) -> dict[str, str]:
+    """Name a network of ghost bottlenecks as timm and the authors do.
+
+    Their `blocks` are numbered by runs: a strided block is a run of its own.
+
+    Args:
+        blocks: Its blocks, in order.
+        module: Suffix here -> suffix there, of the layers of a ghost module.
+
+    Returns:
+        {layer name here: prefix of timm's keys}.
+    """
+    names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
+    index, run = 0, -1
+    previous: Block[Any] | None = None
+    for block in blocks:
+        row, ours = block.row, block.name
+        after_stride = previous is not None and previous.row.stride > 1
+        new = previous is None or row.stride > 1 or after_stride
+        run, index, previous = run + new, 0 if new else index + 1, block
+        theirs = f"blocks.{run}.{index}."
+        names |= pairs(f"{ours}_expand", f"{theirs}ghost1.", module)
+        names |= pairs(f"{ours}_project", f"{theirs}ghost2.", module)
+        parts: dict[str, str] = {}
+        if row.stride > 1:
+            parts |= {"dw_conv": "conv_dw", "dw_bn": "bn_dw"}
+        if row.se:
+            parts |= _SQUEEZE
+        if row.stride > 1 or block.channels != block.out:
+            parts |= {"shortcut_dw_conv": "shortcut.0", "shortcut_dw_bn": "shortcut.1"}
+            parts |= {"shortcut_conv": "shortcut.2", "shortcut_bn": "shortcut.3"}
+        names |= pairs(ours, theirs, parts)
+    names |= pairs("top", f"blocks.{run + 1}.0.", {"conv": "conv", "bn": "bn1"})
+    return names | {"top_hidden_conv": "conv_head", "top_classifier": "classifier"}
 
 
 def torchvision_inverted(

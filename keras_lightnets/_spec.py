@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self
 
+from keras_lightnets._channels import make_divisible
 from keras_lightnets._errors import unknown
 
 PADDINGS = ("same", "symmetric", "valid")
@@ -170,6 +171,10 @@ class ModelSpec:
             if key not in legal:
                 raise unknown(f"option of {self.function}", key, legal)
         return dataclasses.replace(self, **changes)
+
+    def channels(self, count: int) -> int:
+        """Return a table's number of channels times the width, rounded."""
+        return make_divisible(count * self.width, self.divisor)
 
     def find_weights(self, tag: str) -> Weights | None:
         """Return the weights with this tag ("imagenet": the first), or None."""

@@ -8,7 +8,6 @@ from typing import Any
 from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
-from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import (
     Layout,
@@ -237,13 +236,13 @@ def build(spec: EfficientNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (1280 x width)."""
     stride = layers.DilatedStride(output_stride)
     step, _ = stride.step(2)
-    x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
+    x = layers.conv_bn(x, spec.channels(spec.stem), 3, spec, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
     blocks = _blocks(spec)
     drops = [spec.drop_connect * i / len(blocks) for i in range(len(blocks))]
     sizes = [_sizes(spec, b, d) for b, d in zip(blocks, drops, strict=True)]
     x, maps = layers.inverted_stages(x, blocks, sizes, spec, stride)
-    x = layers.conv_bn(x, _channels(spec, spec.top), 1, spec, "top")
+    x = layers.conv_bn(x, spec.channels(spec.top), 1, spec, "top")
     return {**maps, "features": layers.activate(x, spec.act, "top")}
 
 
@@ -264,15 +263,11 @@ def _sizes(
     )
 
 
-def _channels(spec: EfficientNetSpec, count: int) -> int:
-    return make_divisible(count * spec.width, spec.divisor)
-
-
 def _blocks(spec: EfficientNetSpec) -> list[Block[Row]]:
     return expand_rows(
         spec.rows,
-        channels=_channels(spec, spec.stem),
-        outs=[_channels(spec, row.out) for row in spec.rows],
+        channels=spec.channels(spec.stem),
+        outs=[spec.channels(row.out) for row in spec.rows],
         repeats=[math.ceil(row.repeat * spec.depth) for row in spec.rows],
     )
 

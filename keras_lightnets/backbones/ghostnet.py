@@ -6,9 +6,8 @@ from typing import Any
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
-from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
-from keras_lightnets._layout import Layout, pairs
+from keras_lightnets._layout import Layout, timm_ghost
 from keras_lightnets._spec import (
     EXPANDED_LEVELS,
     IMAGENET,
@@ -122,51 +121,12 @@ SPECS = (
 
 def build(spec: GhostNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (960 channels)."""
-    stride = layers.DilatedStride(output_stride)
-    step, _ = stride.step(2)
-    x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
-    x = layers.activate(x, "relu", "stem")
-    maps: dict[str, Any] = {}
-    for block in _blocks(spec):
-        x, expanded = _bottleneck(x, block, spec, stride)
-        maps[f"c{block.row.stage}"] = x
-        if block.row.stage == 5:
-            maps.setdefault("c4_expand", expanded)
-    x = layers.conv_bn(x, _channels(spec, spec.top), 1, spec, "top")
-    return {**maps, "features": layers.activate(x, "relu", "top")}
+    return layers.ghost_stages(x, _blocks(spec), spec, output_stride, _ghost)
 
 
 def neck(spec: GhostNetSpec, x: Any) -> Any:
     """Widen the pooled features: 1x1 convolution with bias, ReLU."""
-    return layers.activate(
-        layers.bias_conv(x, spec.hidden, "top_hidden"), "relu", "top_hidden"
-    )
-
-
-def _bottleneck(
-    x: Any, block: Block[Row], spec: GhostNetSpec, stride: Any
-) -> tuple[Any, Any]:
-    """Ghost module, strided depthwise convolution, squeeze, linear ghost module.
-
-    Returns the output and the expanded input.
-    """
-    row, name, out = block.row, block.name, block.out
-    shortcut, mid = x, _channels(spec, row.expand)
-    before = stride.dilation
-    step, dilation = stride.step(row.stride)
-    x = expanded = _ghost(x, mid, spec, f"{name}_expand", "relu", before)
-    if row.stride > 1:
-        x = layers.depthwise_bn(x, row.kernel, spec, f"{name}_dw", step, dilation)
-    if row.se:
-        x = layers.squeeze_excite(x, make_divisible(mid / 4, 4), f"{name}_se")
-    x = _ghost(x, out, spec, f"{name}_project", "linear", stride.dilation)
-    if row.stride > 1 or block.channels != out:
-        part = f"{name}_shortcut"
-        shortcut = layers.depthwise_bn(
-            shortcut, row.kernel, spec, f"{part}_dw", step, dilation
-        )
-        shortcut = layers.conv_bn(shortcut, out, 1, spec, part)
-    return layers.residual(x, shortcut, name), expanded
+    return layers.ghost_neck(spec, x)
 
 
 def _ghost(
@@ -180,13 +140,9 @@ def _ghost(
     return layers.concat([x, cheap], name)
 
 
-def _channels(spec: GhostNetSpec, count: int) -> int:
-    return make_divisible(count * spec.width, spec.divisor)
-
-
 def _blocks(spec: GhostNetSpec) -> list[Block[Row]]:
-    outs = [_channels(spec, row.out) for row in spec.rows]
-    return expand_rows(spec.rows, channels=_channels(spec, spec.stem), outs=outs)
+    outs = [spec.channels(row.out) for row in spec.rows]
+    return expand_rows(spec.rows, channels=spec.channels(spec.stem), outs=outs)
 
 
 _GHOST = {
@@ -198,33 +154,8 @@ _GHOST = {
 
 
 def _timm(spec: GhostNetSpec) -> dict[str, str]:
-    """Name the layers as timm and the authors do.
-
-    Their `blocks` are numbered by runs: a strided block is a run of its own.
-    """
-    names = {"stem_conv": "conv_stem", "stem_bn": "bn1"}
-    index, run = 0, -1
-    previous: Row | None = None
-    for block in _blocks(spec):
-        row, ours = block.row, block.name
-        after_stride = previous is not None and previous.stride > 1
-        new = previous is None or row.stride > 1 or after_stride
-        run, index, previous = run + new, 0 if new else index + 1, row
-        theirs = f"blocks.{run}.{index}."
-        names |= pairs(f"{ours}_expand", f"{theirs}ghost1.", _GHOST)
-        names |= pairs(f"{ours}_project", f"{theirs}ghost2.", _GHOST)
-        parts: dict[str, str] = {}
-        if row.stride > 1:
-            parts |= {"dw_conv": "conv_dw", "dw_bn": "bn_dw"}
-        if row.se:
-            parts["se_squeeze_conv"] = "se.conv_reduce"
-            parts["se_excite_conv"] = "se.conv_expand"
-        if row.stride > 1 or block.channels != block.out:
-            parts |= {"shortcut_dw_conv": "shortcut.0", "shortcut_dw_bn": "shortcut.1"}
-            parts |= {"shortcut_conv": "shortcut.2", "shortcut_bn": "shortcut.3"}
-        names |= pairs(ours, theirs, parts)
-    names |= pairs("top", f"blocks.{run + 1}.0.", {"conv": "conv", "bn": "bn1"})
-    return names | {"top_hidden_conv": "conv_head", "top_classifier": "classifier"}
+    """Name the layers as timm and the authors do."""
+    return timm_ghost(_blocks(spec), _GHOST)
 
 
 LAYOUTS = {"timm": Layout(names=_timm, top=("top_hidden_conv", "top_classifier"))}

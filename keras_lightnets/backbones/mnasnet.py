@@ -7,7 +7,6 @@ from typing import Any
 from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
-from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs, timm_inverted, timm_network
 from keras_lightnets._spec import (
@@ -199,7 +198,7 @@ def build(spec: MnasNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (1280 channels)."""
     stride = layers.DilatedStride(output_stride)
     step, _ = stride.step(2)
-    x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
+    x = layers.conv_bn(x, spec.channels(spec.stem), 3, spec, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
     blocks = _blocks(spec)
     sizes = [_sizes(spec, block) for block in blocks]
@@ -223,15 +222,11 @@ def _sizes(spec: MnasNetSpec, block: Block[Row]) -> "layers.Bottleneck":
     )
 
 
-def _channels(spec: MnasNetSpec, count: int) -> int:
-    return make_divisible(count * spec.width, spec.divisor)
-
-
 def _blocks(spec: MnasNetSpec) -> list[Block[Row]]:
     return expand_rows(
         spec.rows,
-        channels=_channels(spec, spec.stem),
-        outs=[_channels(spec, row.out) for row in spec.rows],
+        channels=spec.channels(spec.stem),
+        outs=[spec.channels(row.out) for row in spec.rows],
         repeats=[row.repeat for row in spec.rows],
     )
 

@@ -6,7 +6,6 @@ from typing import Any
 from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
-from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
 from keras_lightnets._spec import IMAGENET, INCEPTION, ModelSpec, Weights
@@ -144,7 +143,7 @@ def build(spec: MobileNetV1Spec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5 and "features" (c5)."""
     stride = layers.DilatedStride(output_stride)
     step, _ = stride.step(2)
-    x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
+    x = layers.conv_bn(x, spec.channels(spec.stem), 3, spec, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
     maps: dict[str, Any] = {}
     for block in _blocks(spec):
@@ -157,15 +156,11 @@ def build(spec: MobileNetV1Spec, x: Any, output_stride: int) -> dict[str, Any]:
     return {**maps, "features": x}
 
 
-def _channels(spec: MobileNetV1Spec, count: int) -> int:
-    return make_divisible(count * spec.width, spec.divisor)
-
-
 def _blocks(spec: MobileNetV1Spec) -> list[Block[Row]]:
     return expand_rows(
         spec.rows,
-        channels=_channels(spec, spec.stem),
-        outs=[_channels(spec, row.out) for row in spec.rows],
+        channels=spec.channels(spec.stem),
+        outs=[spec.channels(row.out) for row in spec.rows],
         repeats=[row.repeat for row in spec.rows],
     )
 

@@ -166,7 +166,7 @@ def build(spec: MobileNetV2Spec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (1280 channels)."""
     stride = layers.DilatedStride(output_stride)
     step, _ = stride.step(2)
-    x = layers.conv_bn(x, _channels(spec, spec.stem), 3, spec, "stem", stride=step)
+    x = layers.conv_bn(x, spec.channels(spec.stem), 3, spec, "stem", stride=step)
     x = layers.activate(x, spec.act, "stem")
     blocks = _blocks(spec)
     sizes = [_sizes(spec, block) for block in blocks]
@@ -187,10 +187,6 @@ def _sizes(spec: MobileNetV2Spec, block: Block[Row]) -> "layers.Bottleneck":
     )
 
 
-def _channels(spec: MobileNetV2Spec, count: int) -> int:
-    return make_divisible(count * spec.width, spec.divisor)
-
-
 def _expanded(spec: MobileNetV2Spec, row: Row) -> bool:
     return row.ratio != 1 or spec.expand_first
 
@@ -198,8 +194,8 @@ def _expanded(spec: MobileNetV2Spec, row: Row) -> bool:
 def _blocks(spec: MobileNetV2Spec) -> list[Block[Row]]:
     return expand_rows(
         spec.rows,
-        channels=_channels(spec, spec.stem),
-        outs=[_channels(spec, row.out) for row in spec.rows],
+        channels=spec.channels(spec.stem),
+        outs=[spec.channels(row.out) for row in spec.rows],
         repeats=[row.repeat for row in spec.rows],
     )
 

@@ -24,7 +24,7 @@ PUBLIC = (
 
 # Module prefix -> what it may import from this project.
 MAY_IMPORT = {
-    "keras_lightnets._spec": r"keras_lightnets\._errors",
+    "keras_lightnets._spec": r"keras_lightnets\._(channels|errors)",
     "keras_lightnets._registry": r"keras_lightnets\._(spec|errors)",
     "keras_lightnets._errors": r"$^",
     "keras_lightnets._channels": r"$^",
