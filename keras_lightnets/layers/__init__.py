@@ -29,6 +29,8 @@ _MODULES = {
     "residual": "conv",
     "DilatedStride": "stride",
     "dense_classifier": "conv",
+    "ghost_neck": "ghost",
+    "ghost_stages": "ghost",
     "global_pool": "conv",
     "inverted_residual": "inverted",
     "inverted_stages": "inverted",
