@@ -9,6 +9,7 @@ from keras_lightnets._errors import unknown
 from keras_lightnets._spec import ModelSpec
 
 FAMILIES = (
+    "channelnet",
     "efficientnet",
     "efficientnet_lite",
     "efficientnet_v2",

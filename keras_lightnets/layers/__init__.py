@@ -18,6 +18,8 @@ _MODULES = {
     "avg_pool": "pool",
     "channel_shuffle": "shuffle",
     "channel_split": "shuffle",
+    "channelwise_classifier": "channelwise",
+    "channelwise_conv": "channelwise",
     "fused_pyramid": "dilated",
     "fused_residual": "fused",
     "bias_conv": "conv",
