@@ -69,9 +69,9 @@ def fuse(model: Any, *, norms: bool = True) -> Any:
     """Return the deployed form of a model: fewer layers, the same outputs.
 
     Convolutions (of any groups) and dense layers take in the batch normalisations
-    around them; parallel linear branches that are added become one convolution;
-    series of linear convolutions become one where it holds no more values. Only
-    what is exact is done, at the border too, and the rest stays as it is: see
+    around them; parallel linear branches that are added become one convolution, and
+    so do series of linear convolutions, where that needs no more multiplications.
+    Only what is exact is done, at the border too, and the rest stays as it is: see
     `plan`. The result computes what the model computes with `training=False`, so
     it is not for training, and it is not compiled.
 

@@ -24,7 +24,8 @@ class Linear:
         main: Keras layer that gives the name, dtype and trainability.
         layers: Names of the layers it stands for, in order.
         branches: Branches that were added, 1 for none.
-        values: Values that these layers store.
+        kernels: Values of these layers' kernels: multiplications per output pixel.
+        scales: Channels that their normalisations scale.
         activation: Function behind the bias, or None.
     """
 
@@ -32,13 +33,22 @@ class Linear:
     main: Any
     layers: tuple[str, ...]
     branches: int = 1
-    values: int = 0
+    kernels: int = 0
+    scales: int = 0
     activation: Any = None
 
     @property
     def weighted(self) -> bool:
         """Whether it holds weights, unlike padding and pooling."""
-        return self.values > 0
+        return self.kernels + self.scales > 0
+
+    @property
+    def limit(self) -> int:
+        """Multiplications that one layer may need in its place.
+
+        Normalisations count only among themselves: they are free behind a kernel.
+        """
+        return self.kernels or self.scales
 
 
 def read(model: Any) -> Graph:
@@ -131,10 +141,12 @@ def as_linear(layer: Any, shape: tuple[int | None, ...]) -> Linear | None:
     operator = rule(layer, shape)
     if operator is None:
         return None
-    values = sum(int(np.prod(v.shape)) for v in layer.weights)
+    learned = hasattr(layer, "kernel")
+    kernels = int(operator.kernel.size) if learned else 0
+    scales = 0 if learned or not layer.weights else int(operator.kernel.size)
     given = getattr(layer, "activation", None)
     activation = None if given is None or _name(given) == "linear" else given
-    return Linear(operator, layer, (layer.name,), 1, values, activation)
+    return Linear(operator, layer, (layer.name,), 1, kernels, scales, activation)
 
 
 def _name(activation: Any) -> str:

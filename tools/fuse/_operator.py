@@ -61,11 +61,6 @@ class Operator:
         return int(self.kernel.shape[0]), int(self.kernel.shape[1])
 
     @property
-    def values(self) -> int:
-        """Values of kernel and bias."""
-        return int(self.kernel.size + self.bias.size)
-
-    @property
     def pointwise(self) -> bool:
         """Whether each output sees one input pixel, its own."""
         return self.size == (1, 1) and self.strides == (1, 1)
@@ -169,15 +164,15 @@ def compose(first: Operator, second: Operator) -> Operator:
     )
 
 
-def composed_values(first: Operator, second: Operator) -> int:
-    """Return how many values `compose` would hold, without computing them.
+def composed_size(first: Operator, second: Operator) -> int:
+    """Return the size of the kernel of `compose`, without computing it.
 
     Args:
         first: Applied to the input.
         second: Applied to what `first` returns.
 
     Returns:
-        The count, of kernel and bias.
+        Number of values.
 
     Raises:
         InexactError: If no single convolution does both.
@@ -186,8 +181,7 @@ def composed_values(first: Operator, second: Operator) -> int:
     if first.scale or second.scale:
         groups = (second if first.scale else first).groups
     sides = [_taps(first, second, axis)[0] for axis in (0, 1)]
-    per_output = math.prod(sides) * first.inputs // groups
-    return (per_output + 1) * second.outputs
+    return math.prod(sides) * first.inputs // groups * second.outputs
 
 
 def merge(operators: Sequence[Operator], size: Size) -> Operator:

@@ -129,7 +129,8 @@ def join(first: Linear, second: Linear) -> Linear:
         _main(first, second),
         first.layers + second.layers,
         max(first.branches, second.branches),
-        first.values + second.values,
+        first.kernels + second.kernels,
+        first.scales + second.scales,
         second.activation,
     )
 
@@ -145,7 +146,8 @@ def add(first: Linear, second: Linear, size: _operator.Size) -> Linear:
         _main(first, second),
         first.layers + second.layers,
         first.branches + second.branches,
-        first.values + second.values,
+        first.kernels + second.kernels,
+        first.scales + second.scales,
     )
 
 
@@ -179,9 +181,13 @@ def _longest(graph: Graph, chain: Sequence[str]) -> tuple[Term | None, str]:
     for i in range(len(chain) - 2, -1, -1):
         before = _linear(graph, chain[i])
         try:
-            values = _operator.composed_values(before.operator, linear.operator)
-            if before.weighted and values > before.values + linear.values:
-                return best, f"with {chain[i]} it would hold more values"
+            size = _operator.composed_size(before.operator, linear.operator)
+            kernels, scales = (
+                before.kernels + linear.kernels,
+                before.scales + linear.scales,
+            )
+            if before.weighted and size > (kernels or scales):
+                return best, f"with {chain[i]} it would need more multiplications"
             linear = join(before, linear)
         except InexactError as error:
             return best, f"behind {chain[i]}: {error}"
@@ -251,8 +257,8 @@ def _cluster(
             except InexactError as error:
                 reason = str(error)
                 continue
-            if linear.operator.values > linear.values:
-                reason = "merged, its branches would hold more values"
+            if linear.operator.kernel.size > linear.limit:
+                reason = "merged, its branches would need more multiplications"
                 continue
             steps = best.steps + other.steps
             best = Term(steps, linear, best.places + other.places)
@@ -272,7 +278,8 @@ def _term(graph: Graph, place: int, steps: tuple[str, ...], channels: int) -> Te
 
 def _step(graph: Graph, term: Term, source: str, at: str) -> Step:
     name, shape = term.linear.main.name, graph.steps[at].shape
-    linear = dataclasses.replace(term.linear, values=term.linear.operator.values)
+    size = int(term.linear.operator.kernel.size)
+    linear = dataclasses.replace(term.linear, kernels=size, scales=0)
     return Step(name, "linear", (source,), {"linear": linear}, shape=shape)
 
 
