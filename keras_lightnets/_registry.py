@@ -10,6 +10,7 @@ from keras_lightnets._spec import ModelSpec
 
 FAMILIES = (
     "channelnet",
+    "condensenet",
     "efficientnet",
     "efficientnet_lite",
     "efficientnet_v2",

@@ -118,7 +118,7 @@ def padded_conv(
         dilation_rate=dilation,
         groups=groups,
         use_bias=spec.conv_bias,
-        kernel_initializer=_kernel_init(),
+        kernel_initializer=kernel_init(),
         name=f"{name}_conv",
     )(x)
 
@@ -181,7 +181,7 @@ def padded_depthwise(
         padding=padding,
         dilation_rate=dilation,
         use_bias=spec.conv_bias,
-        depthwise_initializer=_kernel_init(),
+        depthwise_initializer=kernel_init(),
         name=f"{name}_conv",
     )(x)
 
@@ -236,7 +236,7 @@ def bias_conv(
         padding="same" if stride == 1 else "valid",
         dilation_rate=dilation,
         use_bias=use_bias,
-        kernel_initializer=_kernel_init(),
+        kernel_initializer=kernel_init(),
         name=f"{name}_conv",
     )(x)
 
@@ -292,7 +292,7 @@ def conv_classifier(x: Any, classes: int, dropout: float) -> Any:
     """
     if dropout:
         x = layers.Dropout(dropout, name="top_dropout")(x)
-    start = _kernel_init()
+    start = kernel_init()
     kernel = layers.Conv2D(classes, 1, kernel_initializer=start, name="top_classifier")
     x = activate(kernel(x), "relu", "top")
     return layers.GlobalAveragePooling2D(name="top_pool")(x)
@@ -330,7 +330,7 @@ def concat(tensors: list[Any], name: str) -> Any:
     return layers.Concatenate(name=f"{name}_concat")(tensors)
 
 
-def _kernel_init() -> Any:
+def kernel_init() -> Any:
     """Return He's initialiser by fan-out, as in the networks' reference code.
 
     By fan-in, Keras would count all channels for a depthwise kernel, although

@@ -103,6 +103,8 @@ def test_endpoints(spec):
 
 @each
 def test_dilation(spec):
+    if 8 not in spec.output_strides:
+        pytest.skip("the network ends before strides could become dilation")
     if contracts.has_gates(spec):
         pytest.skip("squeeze gates average over the grid, which dilation changes")
     contracts.check_dilation_keeps_what_it_computes(spec)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 PLACES = {
+    "condensenet": "LIGHTNETS_CONDENSENET",  # ShichenLiu/CondenseNet
     "g_ghost": "LIGHTNETS_G_GHOST",  # huawei-noah/Efficient-AI-Backbones
     "espnetv2": "LIGHTNETS_ESPNETV2",  # sacmehta/ESPNetv2
     "igc": "LIGHTNETS_IGC",  # hellozting/InterleavedGroupConvolutions
@@ -92,6 +93,26 @@ def _espnetv2(place: pathlib.Path, name: str) -> Any:
     """Build the classifier of a scale, such as "1.0"."""
     module = _load(place / "imagenet" / "Model.py", ("cnn_utils",))
     return module.EESPNet(s=float(name))
+
+
+def _condensenet(place: pathlib.Path, name: str) -> Any:
+    """Build the converted form of "cifar10 14-14-14 8-16-32 4", with 1000 classes."""
+    import torch
+
+    data, stages, growth, groups = name.split()
+    options = types.SimpleNamespace(
+        data=data,
+        num_classes=1000,
+        stages=[int(n) for n in stages.split("-")],
+        growth=[int(n) for n in growth.split("-")],
+        group_1x1=int(groups),
+        group_3x3=int(groups),
+        bottleneck=4,
+    )
+    path = place / "models" / "condensenet_converted.py"
+    model = _load(path, ("layers",), place).CondenseNet(options)
+    model.features.pool_last = torch.nn.AdaptiveAvgPool2d(1)
+    return model
 
 
 def _micronet(place: pathlib.Path, name: str) -> Any:
@@ -226,6 +247,7 @@ def _mxnet(place: pathlib.Path, name: str) -> Any:
 
 
 _BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
+    "condensenet": _condensenet,
     "g_ghost": _g_ghost,
     "espnetv2": _espnetv2,
     "igc": _mxnet,
