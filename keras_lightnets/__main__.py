@@ -216,6 +216,47 @@ def demo(
 
 
 @app.command()
+def bench(
+    names: Annotated[
+        list[str], typer.Argument(help="Registry names, or patterns: 'ghost*'.")
+    ],
+    size: Annotated[int, typer.Option(help="Input side; 0: the published ones.")] = 0,
+    threads: Annotated[
+        list[int] | None, typer.Option(help="Numbers of threads: --threads 1 2.")
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Timed runs of every file.")] = 30,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures for the int8 ranges.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of table and plot.")] = Path(
+        "bench"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Time networks through LiteRT in turns; table, CSV and Pareto plot."""
+    _load_keras()
+    from rich.console import Console
+
+    from keras_lightnets.tools import bench as benching
+
+    counts = [*(threads or ()), *(int(name) for name in names if name.isdigit())]
+    rows = benching.bench(
+        [name for name in names if not name.isdigit()],
+        size=size,
+        threads=counts or (1, 2),
+        runs=runs,
+        calibration=benching.read_pictures(images, size) if images else None,
+        say=lambda text: typer.echo(text, err=True),
+    )
+    files = [str(path) for path in benching.write(rows, out)]
+    if as_json:
+        _emit({"rows": [vars(row) for row in rows], "files": files})
+        return
+    Console().print(benching.table(rows))
+    typer.echo("\n".join(files))
+
+
+@app.command()
 def edgetpu(
     file: Annotated[Path, typer.Argument(help="An uncompiled int8 .tflite file.")],
     strict: Annotated[
