@@ -22,6 +22,7 @@ FAMILIES = (
     "ghostnet",
     "gpunet",
     "igcv1",
+    "igcv2",
     "igcv3",
     "micronet",
     "mnasnet",
