@@ -1,6 +1,7 @@
 """Detection and segmentation heads: tensors in, tensors out.
 
-`HEADS` is the table of all heads by name, `DETECTORS` that of published detectors.
+`HEADS` is the table of all heads by name, `DETECTORS` and `SEGMENTERS` those of
+published networks.
 Names resolve on first use, so that importing this package (for `anchors` or
 `matching`, which are plain numpy) does not load keras.
 """
@@ -12,16 +13,24 @@ if TYPE_CHECKING:
     from keras_lightnets.heads._table import HEADS as HEADS
     from keras_lightnets.heads._table import Head as Head
     from keras_lightnets.heads._table import attach as attach
+    from keras_lightnets.heads._table import for_task as for_task
     from keras_lightnets.heads._table import pick_endpoints as pick_endpoints
     from keras_lightnets.heads.detectors import DETECTORS as DETECTORS
     from keras_lightnets.heads.detectors import create_detector as create_detector
+    from keras_lightnets.heads.segmenters import SEGMENTERS as SEGMENTERS
+    from keras_lightnets.heads.segmenters import create_segmenter as create_segmenter
+    from keras_lightnets.heads.segmenters import find_segmenter as find_segmenter
 
 _MODULES = {
     "DETECTORS": "detectors",
     "HEADS": "_table",
     "Head": "_table",
+    "SEGMENTERS": "segmenters",
     "attach": "_table",
     "create_detector": "detectors",
+    "create_segmenter": "segmenters",
+    "find_segmenter": "segmenters",
+    "for_task": "_table",
     "pick_endpoints": "_table",
 }
 
@@ -29,8 +38,12 @@ __all__ = [
     "DETECTORS",
     "HEADS",
     "Head",
+    "SEGMENTERS",
     "attach",
     "create_detector",
+    "create_segmenter",
+    "find_segmenter",
+    "for_task",
     "pick_endpoints",
 ]
 

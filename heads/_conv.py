@@ -1,4 +1,4 @@
-"""Convolutions of the heads, each one plain layer."""
+"""Convolutions and resizing of the heads, each one plain layer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,21 +27,32 @@ class Numerics:
     init_std: float = 0.03
 
 
-def conv_bn_act(x: Any, filters: int, numerics: Numerics, name: str) -> Any:
-    """Apply a 1x1 convolution: `{name}_conv`, `{name}_bn`, `{name}_act`.
+def conv_bn_act(
+    x: Any,
+    filters: int,
+    numerics: Numerics,
+    name: str,
+    kernel: int = 1,
+    dilation: int = 1,
+) -> Any:
+    """Apply a convolution of stride 1: `{name}_conv`, `{name}_bn`, `{name}_act`.
 
     Args:
         x: Tensor of shape (batch, height, width, channels).
         filters: Output channels.
         numerics: Shared settings.
         name: Stem of the layers' names.
+        kernel: Kernel side, odd.
+        dilation: Dilation in both directions.
 
     Returns:
         Tensor of shape (batch, height, width, filters).
     """
     x = layers.Conv2D(
         filters,
-        1,
+        kernel,
+        padding="same",
+        dilation_rate=dilation,
         use_bias=False,
         kernel_initializer=_normal(numerics),
         name=f"{name}_conv",
@@ -93,6 +104,35 @@ def predict(x: Any, filters: int, bias: float, numerics: Numerics, name: str) ->
         bias_initializer=initializers.Constant(bias),
         name=f"{name}_conv",
     )(x)
+
+
+def resize_to(x: Any, like: Any, ratio: int, name: str) -> Any:
+    """Resize bilinearly to another map's height and width: `{name}_resize`.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        like: The tensor whose sides to take.
+        ratio: How many times larger they are, where a size is not known before the
+            model runs.
+        name: Stem of the layer's name.
+
+    Returns:
+        Tensor with the channels of `x` and the sides of `like`; `x` itself where
+        they are the same. Half-pixel centres, edges repeated.
+    """
+    before, after = tuple(x.shape[1:3]), tuple(like.shape[1:3])
+    name = f"{name}_resize"
+    if None in (*before, *after):
+        if ratio == 1:
+            return x
+        return layers.UpSampling2D(ratio, interpolation="bilinear", name=name)(x)
+    if before == after:
+        return x
+    factors = [new // old for old, new in zip(before, after, strict=True)]
+    if all(old * k == new for old, new, k in zip(before, after, factors, strict=True)):
+        up = layers.UpSampling2D(tuple(factors), interpolation="bilinear", name=name)
+        return up(x)
+    return layers.Resizing(*after, interpolation="bilinear", name=name)(x)
 
 
 def _normal(numerics: Numerics) -> Any:

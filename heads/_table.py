@@ -8,7 +8,7 @@ import keras
 
 from keras_lightnets._errors import unknown
 from keras_lightnets._layout import Layout
-from keras_lightnets.heads import _endpoints, ssdlite
+from keras_lightnets.heads import _endpoints, deeplab, lraspp, ssdlite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,14 +16,10 @@ class Head:
     """One head and what goes with it.
 
     Attributes:
-        task: "detect".
+        task: "detect" or "segment".
         build: (features by endpoint, config) -> outputs by name, raw.
         config: Class of the config.
         endpoints: Per feature map, the names to take it from, best first.
-        anchors: config -> default boxes, numpy (N, 4).
-        losses: (config, class weights or None) -> loss by output name.
-        decode: (outputs, config) -> boxes, scores.
-        detect: (outputs, config) -> `nms.Detections`.
         layouts: Publishers' tensor names, by layout name.
     """
 
@@ -31,16 +27,59 @@ class Head:
     build: Callable[[Mapping[str, Any], Any], dict[str, Any]]
     config: type
     endpoints: tuple[tuple[str, ...], ...]
+    layouts: Mapping[str, Layout]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionHead(Head):
+    """A head that gives boxes and scores.
+
+    Attributes:
+        anchors: config -> default boxes, numpy (N, 4).
+        losses: (config, class weights or None) -> loss by output name.
+        decode: (outputs, config) -> boxes, scores.
+        detect: (outputs, config) -> `nms.Detections`.
+    """
+
+    task: str = "detect"
     anchors: Callable[[Any], Any]
     losses: Callable[..., dict[str, Any]]
     decode: Callable[[Mapping[str, Any], Any], tuple[Any, Any]]
     detect: Callable[[Mapping[str, Any], Any], Any]
-    layouts: Mapping[str, Layout]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationHead(Head):
+    """A head that gives {"logits": (batch, rows, columns, classes)}.
+
+    Attributes:
+        output_stride: Stride of the coarsest map where a backbone offers it.
+    """
+
+    task: str = "segment"
+    output_stride: int = 16
 
 
 HEADS: Mapping[str, Head] = {
-    "ssdlite": Head(
-        task="detect",
+    "deeplabv3": SegmentationHead(
+        build=deeplab.deeplab,
+        config=deeplab.DeepLabConfig,
+        endpoints=deeplab.ENDPOINTS,
+        layouts=deeplab.LAYOUTS,
+    ),
+    "lraspp": SegmentationHead(
+        build=lraspp.lraspp,
+        config=lraspp.LRASPPConfig,
+        endpoints=lraspp.ENDPOINTS,
+        layouts=lraspp.LAYOUTS,
+    ),
+    "raspp": SegmentationHead(
+        build=lraspp.raspp,
+        config=lraspp.RASPPConfig,
+        endpoints=lraspp.RASPP_ENDPOINTS,
+        layouts={},
+    ),
+    "ssdlite": DetectionHead(
         build=ssdlite.ssdlite,
         config=ssdlite.SSDLiteConfig,
         endpoints=ssdlite.ENDPOINTS,
@@ -74,6 +113,22 @@ def pick_endpoints(head: str, levels: Sequence[str]) -> tuple[str, ...]:
     # Behind a c6 the last map has a stride of 64.
     last = [] if "c6" in levels else ["features"]
     return _endpoints.choose(head, find(head).endpoints, [*levels, *last])
+
+
+def for_task(task: str) -> dict[str, Any]:
+    """Return the heads of a task by name.
+
+    Args:
+        task: "detect" or "segment".
+
+    Returns:
+        Part of HEADS.
+
+    Example:
+        >>> list(for_task("segment"))
+        ['deeplabv3', 'lraspp', 'raspp']
+    """
+    return {name: head for name, head in HEADS.items() if head.task == task}
 
 
 def find(name: str) -> Head:

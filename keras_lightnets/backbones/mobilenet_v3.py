@@ -97,6 +97,8 @@ class MobileNetV3Spec(ModelSpec):
         act: Activation of the stem and of the last layers.
         reduced_tail: Halve the channels of stage 5 and of what follows, as
             detection and segmentation do (section 6.3 of the paper).
+        dilate_first: Dilate the very convolution that loses its stride to
+            `output_stride`, as torchvision's segmentation does.
     """
 
     levels: tuple[Any, ...] = EXPANDED_LEVELS
@@ -105,6 +107,7 @@ class MobileNetV3Spec(ModelSpec):
     stem: int = 16
     act: str = HS
     reduced_tail: bool = False
+    dilate_first: bool = False
 
 
 KERAS = "tensorflow/keras-applications/mobilenet_v3"
@@ -240,7 +243,7 @@ def build(spec: MobileNetV3Spec, x: Any, output_stride: int) -> dict[str, Any]:
     c5 is the 1x1 convolution before pooling (section 6.3), which include_top=False
     returns too.
     """
-    stride = layers.DilatedStride(output_stride)
+    stride = layers.DilatedStride(output_stride, eager=spec.dilate_first)
     step, _ = stride.step(2)
     x = layers.conv_bn(x, _stem(spec), 3, spec, "stem", stride=step)
     c1 = x = layers.activate(x, spec.act, "stem")

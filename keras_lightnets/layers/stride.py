@@ -14,6 +14,8 @@ class DilatedStride:
         output_stride: Largest stride wanted.
         current: Product of the strides so far.
         dilation: Dilation of the next convolution.
+        eager: Whether the convolution that loses its stride is dilated already, as
+            in torchvision.
 
     Example:
         >>> stride = DilatedStride(output_stride=16, current=16)
@@ -29,6 +31,7 @@ class DilatedStride:
     output_stride: int = 32
     current: int = 1
     dilation: int = 1
+    eager: bool = False
 
     def step(self, stride: int) -> tuple[int, int]:
         """Return the stride and dilation of the next convolution.
@@ -46,4 +49,4 @@ class DilatedStride:
             self.current *= stride
             return stride, dilation
         self.dilation *= stride
-        return 1, dilation
+        return 1, self.dilation if self.eager else dilation

@@ -8,8 +8,8 @@ import pytest
 
 from keras_lightnets import _weights, heads
 from keras_lightnets._errors import WeightsError
+from keras_lightnets.heads import _joined, detectors, losses, matching, ssdlite
 from keras_lightnets.heads import boxes as box_ops
-from keras_lightnets.heads import detectors, losses, matching, ssdlite
 from keras_lightnets.heads.nms import nms
 from keras_lightnets.tools.convert import make_ssdlite_parity as source
 
@@ -47,7 +47,7 @@ def detector(tmp_path_factory):
     safetensors = pytest.importorskip("safetensors.numpy")
     row = detectors.DETECTORS[NAME]
     model, _ = heads.create_detector(NAME, weights=None)
-    names = detectors._layout(row).names(detectors._spec(NAME, row))
+    names = _joined.layout_of(row).names(_joined.spec_of(NAME, row))
     path = tmp_path_factory.mktemp("weights") / "detector.safetensors"
     safetensors.save_file(state_of(model, names), path)
     return heads.create_detector(NAME, weights=path)

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 MODULES = ("boxes", "anchors", "matching", "losses", "nms", "ssdlite", "_endpoints")
-MODULES += ("_table", "detectors")
+MODULES += ("_table", "detectors", "deeplab", "lraspp", "seg_losses", "segmenters")
 
 
 @pytest.mark.parametrize("name", MODULES)

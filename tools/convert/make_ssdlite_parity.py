@@ -97,7 +97,7 @@ def main(folder: Path) -> None:
     Args:
         folder: Where they go.
     """
-    _declare_operators()
+    declare_operators()
     detector = _detector()
     _store(folder / "ssdlite_torchvision.npz", _reference(detector))
     _store(folder / "ssdlite_nms.npz", _suppressed())
@@ -107,7 +107,7 @@ def _store(path: Path, arrays: Mapping[str, Any]) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def _declare_operators() -> None:
+def declare_operators() -> None:
     """Let torchvision import without its compiled operators; define NMS in Python."""
     import importlib.util
     import re
