@@ -15,7 +15,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     layer calls the fused kernel instead, which trains about twice as fast on a
     CPU. On every other backend, and for what the kernel does not do (masks,
     another axis than the last of a rank-4 input, absent scale or offset,
-    synchronised statistics), it is the parent.
+    synchronised statistics, double precision), it is the parent.
 
     Example:
         >>> import numpy as np
@@ -43,11 +43,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and mask is None
             and len(inputs.shape) == 4
             and self.axis in (-1, 3)
+            and self.compute_dtype != "float64"
             and self.scale
             and self.center
             and not self.synchronized
             and not getattr(self, "renorm", False)
             and isinstance(training, bool | None)
+            and self.compute_dtype in ("float16", "bfloat16", "float32")
         )
         if not fused:
             return super().call(inputs, training=training, mask=mask)

@@ -40,18 +40,24 @@ def test_every_width_is_counted():
     ],
 )
 def test_deployed_form(name):
+    """In double precision, so that equal means equal; counts are the published."""
     spec = keras_lightnets.get_spec(name)
-    model = contracts.logits_model(spec)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float64")
+    try:
+        size = (contracts.SIZE, contracts.SIZE, 3)
+        model = contracts.build(spec, input_shape=size, classifier_activation=None)
+    finally:
+        keras.config.set_dtype_policy(policy)
     contracts.seeded_values(model)
     expected = np.asarray(model(contracts.images(), training=False))
-    modules = 2 * len(spec.rows)
     merged = plan(model, norms=False)
-    assert [f.branches for f in merged.fused] == [2] * modules
+    assert [f.branches for f in merged.fused] == [2] * 2 * len(spec.rows)
     assert merged.kept == ()
     for norms in (False, True):
         deployed = fuse(model, norms=norms)
         found = np.asarray(deployed(contracts.images(), training=False))
-        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+        assert np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max()
         whole, before = cost.total(deployed), cost.total(model)
         assert whole.madds == before.madds
         if norms:
@@ -62,3 +68,11 @@ def test_deployed_form(name):
             assert whole.params < DEPLOYED[name]
         else:
             assert whole.params == DEPLOYED[name]
+
+
+def test_deployed_form_in_single_precision():
+    model = contracts.logits_model(keras_lightnets.get_spec("repghostnet_050"))
+    contracts.seeded_values(model)
+    expected = np.asarray(model(contracts.images(), training=False))
+    found = np.asarray(fuse(model)(contracts.images(), training=False))
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()

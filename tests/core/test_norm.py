@@ -82,6 +82,15 @@ def test_mixed_precision_equals_the_parent(policy):
     assert both[1].moving_mean.dtype == "float32"
 
 
+def test_double_precision_is_the_parents():
+    theirs, ours = (
+        np.asarray(cls(**OPTIONS, dtype="float64")(images().astype("float64")))
+        for cls in (keras.layers.BatchNormalization, BatchNormalization)
+    )
+    assert ours.dtype == np.float64
+    np.testing.assert_array_equal(ours, theirs)
+
+
 def test_config_weights_and_file_are_the_parents(tmp_path):
     parent = keras.layers.BatchNormalization(**OPTIONS, name="bn")
     ours = BatchNormalization.from_config(parent.get_config())

@@ -286,7 +286,10 @@ def test_what_is_inexact_stays_and_is_reported():
     x = layers.Conv2D(4, 3, padding="same", name="a_conv")(x)
     found = reasons(x, inputs)
     assert "zeros" in found["a_conv"]
-    assert "no convolution" in found["early_bn"]
+    assert "behind the input" in found["early_bn"]
+
+    x = layers.BatchNormalization(name="a_bn")(layers.ReLU()(inputs))
+    assert "ReLU" in reasons(x, inputs)["a_bn"]
 
     x = layers.Conv2D(4, 1, activation="relu", name="a_conv")(inputs)
     x = layers.BatchNormalization(name="a_bn")(x)
@@ -300,6 +303,27 @@ def test_what_is_inexact_stays_and_is_reported():
     a, b = (layers.Conv2D(4, 1, name=f"{n}_conv")(inputs) for n in "ab")
     found = reasons(layers.Add()([shared(a), shared(b)]), inputs)
     assert "several times" in found["a_bn"]
+
+
+def test_statistics_of_the_batch_do_not_fold():
+    inputs = keras.Input((6, 6, 4))
+    x = layers.BatchNormalization()(layers.Conv2D(4, 1)(inputs), training=True)
+    model = randomise(keras.Model(inputs, x))
+    fused = fuse(model)
+    assert kinds(fused) == ["Conv2D", "BatchNormalization"]
+    np.testing.assert_allclose(outputs(fused)[0], outputs(model)[0], atol=1e-5)
+
+
+def test_padding_gets_a_name_of_its_own():
+    inputs = keras.Input((6, 6, 4))
+    x = layers.Conv2D(4, 1, use_bias=False)(inputs)
+    x = layers.ZeroPadding2D(((1, 0), (0, 1)))(x)
+    x = layers.Conv2D(4, 2, name="a_conv")(x)
+    x = layers.ZeroPadding2D(1, name="a_pad")(layers.ReLU()(x))
+    fused = check_equal(keras.Model(inputs, x))
+    names = [layer.name for layer in fused.layers[1:]]
+    assert names[:2] == ["fused_a_pad", "a_conv"]
+    assert names[-1] == "a_pad"
 
 
 def test_branches_that_would_cost_more_stay_and_are_reported():

@@ -140,8 +140,12 @@ def _norm_reason(graph: Graph, step: Step) -> str:
         return "its layer is called several times"
     (name,) = step.inputs
     before = graph.steps.get(name)
-    if before is None or before.kind != "linear":
-        return f"{name} before it is no convolution"
+    if before is None:
+        return "it stands behind the input"
+    if before.kind != "linear":
+        called = before.config.get("node")
+        what = type(called.operation).__name__ if called else "Add"
+        return f"{name} before it ({what}) does not fuse"
     if before.config["linear"].activation:
         return f"{name} before it has an activation"
     others = [r for r in graph.consumers()[name] if r != step.name]

@@ -111,8 +111,10 @@ def _step(node: Any, inputs: list[str], graph: Graph) -> Step:
     source = tuple(node.input_tensors[0].shape) if node.input_tensors else ()
     if _is_sum(node, shape):
         kind = "add"
-    elif len(inputs) == 1 and (linear := as_linear(operation, source)) is not None:
-        kind, config["linear"] = "linear", linear
+    elif len(inputs) == 1 and node.arguments.kwargs.get("training") is not True:
+        linear = as_linear(operation, source)
+        if linear is not None:
+            kind, config["linear"] = "linear", linear
     return Step(name, kind, tuple(inputs), config, shape=shape)
 
 
@@ -136,7 +138,8 @@ def as_linear(layer: Any, shape: tuple[int | None, ...]) -> Linear | None:
     rule = _RULES.get(type(layer).__name__)
     known = len(shape) in (2, 4) and shape[-1] is not None
     form = getattr(layer, "data_format", "channels_last")
-    if rule is None or not known or form != "channels_last":
+    integers = getattr(layer, "quantization_mode", None)
+    if rule is None or not known or form != "channels_last" or integers:
         return None
     operator = rule(layer, shape)
     if operator is None:
@@ -256,9 +259,9 @@ def rebuild(graph: Graph, model: Any) -> Any:
             several[step.name] = made
             tensors[step.name] = keras.tree.flatten(made)[0]
         elif step.kind == "add":
-            tensors[step.name] = keras.layers.Add(name=step.name)(values)
+            tensors[step.name] = keras.layers.Add(name=step.name, **step.config)(values)
         else:
-            tensors[step.name] = _emit(step, values[0])
+            tensors[step.name] = _emit(step, values[0], graph)
     inputs = keras.tree.map_structure(lambda t: tensors[history(t).name], model.input)
     flat = [tensors[name] for name in graph.outputs.values()]
     outputs = keras.tree.pack_sequence_as(model.output, flat)
@@ -287,7 +290,7 @@ def _call(node: Any, values: list[Any], copies: dict[int, Any]) -> Any:
     return made
 
 
-def _emit(step: Step, x: Any) -> Any:
+def _emit(step: Step, x: Any, graph: Graph) -> Any:
     """Apply a fused operator as one layer, behind explicit padding where needed."""
     from keras import layers
 
@@ -303,7 +306,7 @@ def _emit(step: Step, x: Any) -> Any:
     if len(step.shape) == 2:
         layer = _kind(main, layers.Dense)(operator.outputs, **options)
         return _filled(layer, x, operator.kernel[0, 0], operator.bias)
-    x, options["padding"] = _pad(operator, x, step.name)
+    x, options["padding"] = _pad(step, x, graph)
     options["strides"], options["dilation_rate"] = operator.strides, operator.dilation
     kernel = operator.kernel
     if operator.groups == operator.inputs > 1:
@@ -324,9 +327,11 @@ def _kind(main: Any, plain: Any) -> Any:
     return type(main) if isinstance(main, plain) else plain
 
 
-def _pad(operator: Operator, x: Any, name: str) -> tuple[Any, str]:
+def _pad(step: Step, x: Any, graph: Graph) -> tuple[Any, str]:
     from keras import layers
 
+    linear: Linear = step.config["linear"]
+    operator, dtype = linear.operator, linear.main.dtype_policy
     same = _operator.same_pads(
         image_size(tuple(x.shape)), operator.size, operator.strides, operator.dilation
     )
@@ -334,8 +339,10 @@ def _pad(operator: Operator, x: Any, name: str) -> tuple[Any, str]:
         return x, "same"
     if operator.pads == _operator.NO_PADS:
         return x, "valid"
-    name = f"{name.removesuffix('_conv')}_pad"
-    return layers.ZeroPadding2D(operator.pads, name=name)(x), "valid"
+    name = f"{step.name.removesuffix('_conv')}_pad"
+    while name in graph.steps:
+        name = f"fused_{name}"
+    return layers.ZeroPadding2D(operator.pads, name=name, dtype=dtype)(x), "valid"
 
 
 def _filled(layer: Any, x: Any, kernel: np.ndarray, bias: np.ndarray) -> Any:

@@ -303,7 +303,8 @@ def _rewrite_sum(
     first = min(term.places)
     before = sum(i not in term.places for i in range(first))
     rest.insert(before, new.name)
-    less = Step(step.name, "add", tuple(rest), shape=step.shape)
+    dtype = {"dtype": term.linear.main.dtype_policy}
+    less = Step(step.name, "add", tuple(rest), dtype, shape=step.shape)
     steps: dict[str, Step] = {}
     for name, old in graph.steps.items():
         if name == step.name:
