@@ -44,7 +44,7 @@ class Weights:
             inside an installed package.
         hash: "sha256:HEX", "sha1:HEX" or "md5:HEX"; HEX may be the published
             prefix. Empty where the publisher gives none.
-        format: "safetensors", "pth", "pth.zip" or "h5".
+        format: "safetensors", "pth", "pth.zip", "h5" or "params" (MXNet).
         layout: Name of the key mapping in the family's LAYOUTS.
         licence: SPDX name, or the publisher's words.
         preprocessing: Input normalisation, crop and interpolation.

@@ -20,7 +20,7 @@ _log = logging.getLogger("keras_lightnets")
 
 _FILE_ENDINGS = (
     *(".safetensors", ".pth", ".pt", ".zip", ".h5", ".hdf5", ".keras"),
-    *(".ckpt", ".bin", ".pkl", ".tar", ".npz", ".tflite", ".onnx"),
+    *(".ckpt", ".bin", ".pkl", ".tar", ".npz", ".tflite", ".onnx", ".params"),
 )
 
 

@@ -11,10 +11,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from keras_lightnets._checkpoints import hdf5, torch_files
+from keras_lightnets._checkpoints import hdf5, mxnet_files, torch_files
 from keras_lightnets._errors import WeightsError
 
-KINDS = ("safetensors", ".pth (PyTorch)", ".pth.zip", ".weights.h5", ".h5", ".keras")
+KINDS = (
+    *("safetensors", ".pth (PyTorch)", ".pth.zip", ".weights.h5", ".h5", ".keras"),
+    ".params (MXNet)",
+)
 
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
@@ -78,6 +81,8 @@ def read(path: pathlib.Path) -> Checkpoint:
     try:
         with path.open("rb") as stream:
             checkpoint = _read(stream)
+            tensors = mxnet_files.renamed(checkpoint.tensors)
+            checkpoint = dataclasses.replace(checkpoint, tensors=tensors)
     except WeightsError as error:
         raise WeightsError(f"Cannot read the weights in {path}. {error}") from error
     except FileNotFoundError:
@@ -122,6 +127,8 @@ def _read(stream: BinaryIO) -> Checkpoint:
         raise WeightsError("The file is empty")
     if start.startswith(_HDF5_START):
         return _of_tree(hdf5.read(stream))
+    if start == mxnet_files.MAGIC:
+        return Checkpoint(mxnet_files.read(stream.read()))
     if start.startswith(b"PK"):
         return _read_zip(stream)
     if start[8:9] == b"{":

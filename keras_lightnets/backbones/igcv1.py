@@ -8,7 +8,7 @@ from keras_lightnets._application import Family, make_application, make_preproce
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
-from keras_lightnets._spec import ModelSpec, Preprocessing
+from keras_lightnets._spec import ModelSpec, Preprocessing, Weights
 
 __all__ = [
     "IGCV1L4M32",
@@ -90,16 +90,41 @@ RULE = Preprocessing(
     interpolation="bilinear",
 )
 
+# One commit, since the authors give no hash.
+HOST = (
+    "https://raw.githubusercontent.com/hellozting/InterleavedGroupConvolutions/"
+    "2871fdbd2343982ea1ee2460fc26bccba7d40ec9/models"
+)
+
+
+def _spec(
+    partitions: str, stem: int, rows: tuple[Row, ...], number: int, top1: float
+) -> IGCV1Spec:
+    file = f"resnet_gcwf_noshare_imagenet_d18b{number}-0095.params"
+    weights = Weights(
+        tag="authors_in1k",
+        url=f"{HOST}/IGC-{partitions}_ImageNet/{file}",
+        format="params",
+        layout="mxnet",
+        licence="none stated",
+        preprocessing=RULE,
+        top1=top1,
+        source="hellozting/InterleavedGroupConvolutions, the authors",
+    )
+    return IGCV1Spec(
+        name=f"igcv1_{partitions.lower()}",
+        function=f"IGCV1{partitions}",
+        rows=rows,
+        stem=stem,
+        top1=top1,
+        weights=(weights,),
+    )
+
+
 SPECS = (
-    IGCV1Spec(
-        name="igcv1_l100m2", function="IGCV1L100M2", rows=L100M2, stem=100, top1=73.05
-    ),
-    IGCV1Spec(
-        name="igcv1_l16m16", function="IGCV1L16M16", rows=L16M16, stem=256, top1=70.6
-    ),
-    IGCV1Spec(
-        name="igcv1_l4m32", function="IGCV1L4M32", rows=L4M32, stem=128, top1=69.23
-    ),
+    _spec("L100M2", 100, L100M2, 100, 73.05),
+    _spec("L16M16", 256, L16M16, 16, 70.6),
+    _spec("L4M32", 128, L4M32, 4, 69.23),
 )
 
 

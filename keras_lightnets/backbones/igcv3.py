@@ -94,13 +94,31 @@ def _weights(release: str, file: str, sha1: str) -> tuple[Weights, ...]:
     return (_publishers.pytorchcv(release, f"igcv3_{file}", sha1, RULE),)
 
 
+# One commit, since the authors give no hash.
+AUTHORS_WEIGHTS = Weights(
+    tag="authors_in1k",
+    url=(
+        "https://raw.githubusercontent.com/homles11/IGCV3/"
+        "83aba2f34702836cc1b82350163909034cd9b553/models/igcv3-0000.params"
+    ),
+    format="params",
+    layout="mxnet",
+    licence="none stated",
+    preprocessing=AUTHORS_RULE,
+    top1=72.2,
+    source="homles11/IGCV3, the authors",
+)
+
 SPECS = (
     IGCV3Spec(
         name="igcv3",
         function="IGCV3",
         top1=72.2,
-        weights=_weights(
-            "v0.0.243", "w1-0920", "12385791681f09adb3a08926c95471f332f538b6"
+        weights=(
+            *_weights(
+                "v0.0.243", "w1-0920", "12385791681f09adb3a08926c95471f332f538b6"
+            ),
+            AUTHORS_WEIGHTS,
         ),
     ),
     IGCV3Spec(
