@@ -14,7 +14,7 @@ def timm(
     tag: str,
     file: str,
     rule: Preprocessing,
-    top1: float,
+    top1: float | None,
     changes: Changes = (),
     source: str = "trained by Ross Wightman",
     host: str = f"{TIMM}/v0.1-weights",
@@ -77,7 +77,11 @@ def torchvision(
 
 
 def keras(
-    path: str, rule: Preprocessing, md5: str = "", top1: float | None = None
+    path: str,
+    rule: Preprocessing,
+    md5: str = "",
+    top1: float | None = None,
+    changes: Changes = (),
 ) -> Weights:
     """Describe a file of keras.applications.
 
@@ -99,6 +103,7 @@ def keras(
         licence="Apache-2.0",
         preprocessing=rule,
         top1=top1,
+        changes=changes,
         source=f"keras.applications, {CONVERTED}",
     )
 
@@ -111,6 +116,7 @@ def pytorchcv(
     changes: Changes = (),
     source: str = "",
 ) -> Weights:
+    tag: str = "pytorchcv_in1k",
     """Describe a file of pytorchcv.
 
     Args:
@@ -121,13 +127,14 @@ def pytorchcv(
         changes: Spec fields in which the network differs.
         source: Where pytorchcv has the weights from, in words.
 
+        tag: Name to pass as `weights=`.
     Returns:
         The weights, in layout "pytorchcv".
     """
     host = "https://github.com/osmr/imgclsmob/releases/download"
     whole = "pytorchcv (osmr/imgclsmob)"
     return Weights(
-        tag="pytorchcv_in1k",
+        tag=tag,
         url=f"{host}/{release}/{file}-{sha1[:8]}.pth.zip",
         hash=f"sha1:{sha1}",
         format="pth.zip",

@@ -33,6 +33,7 @@ FAMILIES = (
     "repghostnet",
     "shufflenet_v1",
     "shufflenet_v2",
+    "resnet",
     "squeezenet",
     "squeezenext",
 )

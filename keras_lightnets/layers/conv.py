@@ -330,6 +330,20 @@ def concat(tensors: list[Any], name: str) -> Any:
     return layers.Concatenate(name=f"{name}_concat")(tensors)
 
 
+def drop(x: Any, rate: float, name: str) -> Any:
+    """Set values to zero at random in training: `{name}_dropout`.
+
+    Args:
+        x: Tensor.
+        rate: Share of the values; 0 adds no layer.
+        name: Stem of the layer's name.
+
+    Returns:
+        Tensor of the same shape.
+    """
+    return layers.Dropout(rate, name=f"{name}_dropout")(x) if rate else x
+
+
 def kernel_init() -> Any:
     """Return He's initialiser by fan-out, as in the networks' reference code.
 

@@ -262,13 +262,30 @@ def oracle(case: Case) -> Any:
     official = _official()
     if package in official.PLACES:
         return official.build(package, name)
-    from pytorchcv.model_provider import get_model
-
-    model = get_model(name, pretrained=False)
+    model = _pytorchcv(name)
     # Built for one input size only; the mean of a 7x7 map is the global mean.
     last = model.features if hasattr(model.features, "final_pool") else model.output
     last.final_pool = torch.nn.AdaptiveAvgPool2d(1)
     return model.eval()
+
+
+def _pytorchcv(name: str) -> Any:
+    """Build a network of pytorchcv, or "wrn_cifar 16 8", which it has no name for.
+
+    Those for CIFAR get as many classes as are built here without being told.
+    """
+    import torch
+    from pytorchcv.model_provider import get_model
+    from pytorchcv.models.wrn_cifar import get_wrn_cifar
+
+    family, *sizes = name.split()
+    if sizes:
+        blocks, factor = map(int, sizes)
+        return get_wrn_cifar(num_classes=1000, blocks=blocks, width_factor=factor)
+    model = get_model(family, pretrained=False)
+    if "_cifar" in family:
+        model.output = torch.nn.Linear(model.output.in_features, 1000)
+    return model
 
 
 def _official() -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 PLACES = {
+    "akamaster": "LIGHTNETS_AKAMASTER",  # akamaster/pytorch_resnet_cifar10
     "condensenet": "LIGHTNETS_CONDENSENET",  # ShichenLiu/CondenseNet
     "g_ghost": "LIGHTNETS_G_GHOST",  # huawei-noah/Efficient-AI-Backbones
     "espnetv2": "LIGHTNETS_ESPNETV2",  # sacmehta/ESPNetv2
@@ -257,3 +258,17 @@ _BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
     "peleenet": _peleenet,
     "squeezenext": _squeezenext,
 }
+def _akamaster(place: pathlib.Path, name: str) -> Any:
+    """Build "20 A" to "110 B": a depth for CIFAR and the paper's shortcut option."""
+    module = _load(place / "resnet.py")
+    depth, option = name.split()
+
+    class Block(module.BasicBlock):  # type: ignore[misc, name-defined]
+        def __init__(self, channels: int, out: int, stride: int = 1) -> None:
+            super().__init__(channels, out, stride, option)
+
+    repeats = [(int(depth) - 2) // 6] * 3
+    return module.ResNet(Block, repeats, num_classes=1000)
+
+
+    "akamaster": _akamaster,
