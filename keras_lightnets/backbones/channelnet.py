@@ -75,6 +75,8 @@ class ChannelNetSpec(ModelSpec):
     That code joins input and output of three early blocks by concatenation, and so
     has more parameters and multiply-adds than the paper gives (v1 3.88 M and 535 M
     for 3.7 M and 407 M; 3.70 M and 468 M without these joins).
+    The last block of v2 and v3 is the paper's: one kernel of 64 for all places, where
+    that code has a convolution of 64 x 49 x 49 weights.
 
     Attributes:
         stem: Channels of the stem.

@@ -1,7 +1,9 @@
 """ChannelNets: channel-wise convolutions, and how many weights they have.
 
-pytorchcv has the first variant only, so the others are held to what the paper says of
-them.
+Body and both classifiers are compared with the authors' code, and v1 also with
+pytorchcv (test_parity). Of the second variant's last block only what the paper says
+is tested: the code that is published mixes the places of the image there, with 64 x
+49 x 49 weights where the paper has 64.
 """
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 import keras_lightnets
 from keras_lightnets import _weights, cost, layers
 from keras_lightnets._errors import WeightsError
+from keras_lightnets.tools.convert import make_channelnet_parity as authors
+from keras_lightnets.tools.convert import make_parity as parity
 
 SIDE = 32
 
@@ -27,6 +31,21 @@ def weights(name):
     """Return parameters per layer."""
     model = keras_lightnets.create_model(name, weights=None)
     return {row.name: row.params for row in cost.costs(model)}
+
+
+@pytest.mark.parametrize("top", [pytest.param("dense", marks=pytest.mark.full), "cube"])
+def test_every_endpoint_equals_the_authors_code(top):
+    with np.load(parity.FOLDER / "channelnet-authors.npz") as file:
+        expected = {
+            key.removeprefix(f"{top}_"): value
+            for key, value in file.items()
+            if key.startswith(f"{top}_")
+        }
+    found = authors.seeded_network(top)(authors.images(), training=False)
+    assert set(found) == {"c1", "c2", "c3", "c4", "c5", "logits"}
+    for level, value in found.items():
+        apart = np.abs(parity.sample(value) - expected[level]).max()
+        assert apart <= 1e-4 * expected[f"{level}_max"], (level, apart)
 
 
 def features():
