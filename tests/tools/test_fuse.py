@@ -267,9 +267,7 @@ def test_a_series_becomes_one_where_that_is_no_more_work():
     fused = check_equal(keras.Model(inputs, wide))
     assert [layer.name for layer in fused.layers[1:]] == ["a_conv", "c_conv"]
     assert fused.get_layer("a_conv").kernel.shape == (3, 3, 4, 2)
-    found = plan(keras.Model(inputs, wide))
-    assert [k.name for k in found.kept] == ["c_conv"]
-    assert "more multiplications" in found.kept[0].reason
+    assert plan(keras.Model(inputs, wide)).kept == ()
 
 
 def reasons(outputs_, inputs):

@@ -173,7 +173,10 @@ def _linear(graph: Graph, name: str) -> Linear:
 
 
 def _longest(graph: Graph, chain: Sequence[str]) -> tuple[Term | None, str]:
-    """Return the longest end of a chain that is worth joining, or a reason."""
+    """Return the longest end of a chain that is worth joining, or what hinders it.
+
+    Two convolutions that are less work than one are no hindrance.
+    """
     best: Term | None = None
     if not chain or not _linear(graph, chain[-1]).weighted:
         return best, ""
@@ -187,7 +190,7 @@ def _longest(graph: Graph, chain: Sequence[str]) -> tuple[Term | None, str]:
                 before.scales + linear.scales,
             )
             if before.weighted and size > (kernels or scales):
-                return best, f"with {chain[i]} it would need more multiplications"
+                return best, ""
             linear = join(before, linear)
         except InexactError as error:
             return best, f"behind {chain[i]}: {error}"
