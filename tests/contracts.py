@@ -57,7 +57,7 @@ def build(spec, **options):
     return keras_lightnets.create_model(spec.name, weights=None, **options)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def logits_model(spec):
     """Return the network at the small size, shared by the checks, seeded afresh."""
     return build(spec, input_shape=(SIZE, SIZE, 3), classifier_activation=None)
@@ -78,7 +78,7 @@ def build_maps(spec, output_stride):
     )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def maps_model(spec):
     """Return the network of all feature maps, shared by the checks."""
     return build_maps(spec, 32)
