@@ -25,7 +25,7 @@ def timm(
         tag: Name to pass as `weights=`.
         file: File name without ending; its last eight characters are its hash.
         rule: Input normalisation, crop and interpolation.
-        top1: ImageNet top-1 in percent, as timm measured it.
+        top1: ImageNet top-1 in percent, as timm measured it, or None.
         changes: Spec fields in which the network differs.
         source: Who trained the weights, in words.
         host: Address of the release.
@@ -90,6 +90,7 @@ def keras(
         rule: Input normalisation, crop and interpolation.
         md5: Published hash; empty where there is none.
         top1: ImageNet top-1 in percent, or None.
+        changes: Spec fields in which the network differs.
 
     Returns:
         The weights, in layout "keras".
@@ -102,8 +103,8 @@ def keras(
         layout="keras",
         licence="Apache-2.0",
         preprocessing=rule,
-        top1=top1,
         changes=changes,
+        top1=top1,
         source=f"keras.applications, {CONVERTED}",
     )
 
@@ -115,8 +116,8 @@ def pytorchcv(
     rule: Preprocessing,
     changes: Changes = (),
     source: str = "",
-) -> Weights:
     tag: str = "pytorchcv_in1k",
+) -> Weights:
     """Describe a file of pytorchcv.
 
     Args:
@@ -126,8 +127,8 @@ def pytorchcv(
         rule: Input normalisation, crop and interpolation.
         changes: Spec fields in which the network differs.
         source: Where pytorchcv has the weights from, in words.
-
         tag: Name to pass as `weights=`.
+
     Returns:
         The weights, in layout "pytorchcv".
     """

@@ -24,6 +24,7 @@ FAMILIES = (
     "igcv1",
     "igcv2",
     "igcv3",
+    "mgic_resnet",
     "micronet",
     "mnasnet",
     "mobilenet_v1",
@@ -31,11 +32,12 @@ FAMILIES = (
     "mobilenet_v3",
     "peleenet",
     "repghostnet",
+    "resnet",
     "shufflenet_v1",
     "shufflenet_v2",
-    "resnet",
     "squeezenet",
     "squeezenext",
+    "wide_resnet",
 )
 
 
