@@ -38,6 +38,7 @@ FAMILIES = (
     "squeezenet",
     "squeezenext",
     "wide_resnet",
+    "weightnet",
 )
 
 

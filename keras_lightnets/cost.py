@@ -137,4 +137,6 @@ def _madds(layer: Any, inputs: list[Any], shape: tuple[int, ...]) -> int:
         return math.prod(shape[:-1]) * math.prod(layer.kernel.shape)
     if isinstance(layer, layers.Dense):
         return math.prod(shape[:-1]) * math.prod(layer.kernel.shape)
-    return 0
+    # A layer of ours whose kernel is no weight tells its own.
+    own = getattr(layer, "madds", None)
+    return 0 if own is None else own(shape, inputs[0].shape[-1])

@@ -13,6 +13,8 @@ _MODULES = {
     "Conv2D": "grouped",
     "Condensation": "learned_group",
     "LearnedGroupConv2D": "learned_group",
+    "Generated": "weightnet",
+    "SampleConv2D": "weightnet",
     "SelectChannels": "select",
     "activate": "conv",
     "avg_pool": "pool",
@@ -51,6 +53,7 @@ _MODULES = {
     "padded_depthwise": "conv",
     "split_depthwise": "dilated",
     "squeeze_excite": "squeeze",
+    "weightnet_conv": "weightnet",
 }
 
 __all__ = list(_MODULES)

@@ -69,7 +69,7 @@ def test_every_variant_has_an_oracle():
     compared = {case.model for case in parity.CASES}
     families = ("ghostnet", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3")
     families += ("efficientnet", "fbnet", "gpunet", "mnasnet")
-    families += ("condensenet", "micronet")
+    families += ("condensenet", "micronet", "weightnet")
     families += ("igcv1", "igcv3")
     families += ("g_ghost", "repghost")
     families += ("peleenet", "shufflenet", "squeezenet", "squeezenext")

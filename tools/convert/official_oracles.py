@@ -21,10 +21,12 @@ PLACES = {
     "espnetv2": "LIGHTNETS_ESPNETV2",  # sacmehta/ESPNetv2
     "igc": "LIGHTNETS_IGC",  # hellozting/InterleavedGroupConvolutions
     "igcv3": "LIGHTNETS_IGCV3",  # homles11/IGCV3
+    "mgic": "LIGHTNETS_MGIC",  # BGUCompSci/MultigridInChannelsCNNs
     "megvii": "LIGHTNETS_SHUFFLENET",  # megvii-model/ShuffleNet-Series
     "micronet": "LIGHTNETS_MICRONET",  # liyunsheng13/micronet
     "peleenet": "LIGHTNETS_PELEENET",  # Robert-JunWang/PeleeNet
     "squeezenext": "LIGHTNETS_SQUEEZENEXT",  # amirgholami/SqueezeNext
+    "weightnet": "LIGHTNETS_WEIGHTNET",  # megvii-model/WeightNet
 }
 
 
@@ -128,6 +130,48 @@ def _micronet(place: pathlib.Path, name: str) -> Any:
     packages = ("backbone", "backbone.activation", "backbone.microconfig")
     module = _load(place / "backbone" / "micronet.py", packages, place)
     return module.micronet(cfg=config)
+
+
+def _weightnet(place: pathlib.Path, name: str) -> Any:
+    """Build "1.0x 8 2": a width, and the constants M and G of the kernels' makers."""
+    import torch
+
+    size, units, groups = name.split()
+    shim = _load(pathlib.Path(__file__).with_name("megengine_shim.py"))
+    with shim.installed():
+        made = types.ModuleType("weightnet")
+        text = (place / "weightnet.py").read_text(encoding="utf-8")
+        text = text.replace("self.M = 2", f"self.M = {int(units)}")
+        text = text.replace("self.G = 2", f"self.G = {int(groups)}")
+        exec(compile(text, "weightnet.py", "exec"), made.__dict__)  # noqa: S102
+        sys.modules["weightnet"] = made
+        module = _load(place / "shufflenet_v2.py", ("weightnet",))
+    model = module.ShuffleNetV2(model_size=size)
+    model.globalpool = torch.nn.AdaptiveAvgPool2d(1)
+    return model
+
+
+def _mgic(place: pathlib.Path, name: str) -> Any:
+    """Build "basic", "bottleneck", "large" or "small" with 64 channels a group.
+
+    The MobileNets get a stem for large images, as the published one is for 32 px.
+    """
+    from torch import nn
+
+    common = {"numberOfFixGroup": 64, "mgFcChannel": 64, "pwGroup": True}
+    if name in ("large", "small"):
+        module = _load(place / "mobilenetv3_MG.py")
+        parameters = module.ModelParameters(1000, [], [], **common)
+        build = {"large": module.mobileMGV3_full, "small": module.mobileMGV3_small}
+        model = build[name](parameters, num_classes=1000)
+        model.conv_stem = nn.Conv2d(3, 16, 3, 2, 1, bias=False)
+        return model
+    module = _load(place / "resnetMG.py")
+    sizes = ([64, 128, 256, 512], [3, 4, 6, 3], [1, 2, 2, 2])
+    bottleneck = name == "bottleneck"
+    return module.ResNetMGGroup(
+        module.ModelParameters(1000, *sizes, bottleneck=bottleneck, **common)
+    )
 
 
 def read_prototxt(text: str) -> dict[str, list[Any]]:
@@ -240,24 +284,6 @@ def _caffe_layer(row: dict[str, Any], channels: int) -> tuple[Any, int]:
     return plain[kind], channels
 
 
-def _mxnet(place: pathlib.Path, name: str) -> Any:
-    """Build a network from its symbol file, given by its path."""
-    here = pathlib.Path(__file__)
-    module = _load(here.with_name("mxnet_symbol.py"))
-    return module.network((place / name).read_text(encoding="utf-8"))
-
-
-_BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
-    "condensenet": _condensenet,
-    "g_ghost": _g_ghost,
-    "espnetv2": _espnetv2,
-    "igc": _mxnet,
-    "igcv3": _mxnet,
-    "megvii": _megvii,
-    "micronet": _micronet,
-    "peleenet": _peleenet,
-    "squeezenext": _squeezenext,
-}
 def _akamaster(place: pathlib.Path, name: str) -> Any:
     """Build "20 A" to "110 B": a depth for CIFAR and the paper's shortcut option."""
     module = _load(place / "resnet.py")
@@ -271,4 +297,24 @@ def _akamaster(place: pathlib.Path, name: str) -> Any:
     return module.ResNet(Block, repeats, num_classes=1000)
 
 
+def _mxnet(place: pathlib.Path, name: str) -> Any:
+    """Build a network from its symbol file, given by its path."""
+    here = pathlib.Path(__file__)
+    module = _load(here.with_name("mxnet_symbol.py"))
+    return module.network((place / name).read_text(encoding="utf-8"))
+
+
+_BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
     "akamaster": _akamaster,
+    "condensenet": _condensenet,
+    "g_ghost": _g_ghost,
+    "espnetv2": _espnetv2,
+    "igc": _mxnet,
+    "igcv3": _mxnet,
+    "mgic": _mgic,
+    "megvii": _megvii,
+    "micronet": _micronet,
+    "peleenet": _peleenet,
+    "squeezenext": _squeezenext,
+    "weightnet": _weightnet,
+}
