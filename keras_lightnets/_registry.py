@@ -24,7 +24,6 @@ FAMILIES = (
     "igcv1",
     "igcv2",
     "igcv3",
-    "mgic_resnet",
     "micronet",
     "mnasnet",
     "mobilenet_v1",
@@ -37,7 +36,6 @@ FAMILIES = (
     "shufflenet_v2",
     "squeezenet",
     "squeezenext",
-    "wide_resnet",
     "weightnet",
 )
 
