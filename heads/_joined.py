@@ -26,7 +26,7 @@ class Joined:
         config: The head's config.
         weights: Published weights of backbone and head.
         rename: Publisher's prefix of a backbone's layer -> its prefix in the joined
-            network's file.
+            network's file, or "" for a layer that the joined network lacks.
         output_stride: The backbone's.
         taps: Endpoint -> layer whose output the head reads in its place.
     """
@@ -59,11 +59,11 @@ def layout_of(row: Joined) -> Layout:
         theirs = {
             ours: row.rename(prefix)
             for ours, prefix in backbone.names(spec).items()
-            if ours not in backbone.top
+            if ours not in backbone.top and row.rename(prefix)
         }
         return theirs | head.names(row.config)
 
-    return Layout(names=names, top=(), unused=head.unused)
+    return Layout(names=names, top=(), unused=head.unused, reorder=head.reorder)
 
 
 def create(

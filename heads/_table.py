@@ -1,14 +1,14 @@
 """The table of heads."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 
 from keras_lightnets._errors import unknown
 from keras_lightnets._layout import Layout
-from keras_lightnets.heads import _endpoints, deeplab, lraspp, ssdlite
+from keras_lightnets.heads import _endpoints, deeplab, efficientdet, lraspp, ssdlite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,8 @@ class Head:
         config: Class of the config.
         endpoints: Per feature map, the names to take it from, best first.
         layouts: Publishers' tensor names, by layout name.
+        defaults: Fields of the config in which the head differs from the config's
+            own defaults.
     """
 
     task: str
@@ -28,6 +30,7 @@ class Head:
     config: type
     endpoints: tuple[tuple[str, ...], ...]
     layouts: Mapping[str, Layout]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,20 @@ HEADS: Mapping[str, Head] = {
         detect=ssdlite.detect,
         layouts=ssdlite.LAYOUTS,
     ),
+    **{
+        f"efficientdet_{name}": DetectionHead(
+            build=efficientdet.efficientdet,
+            config=efficientdet.EfficientDetConfig,
+            endpoints=efficientdet.ENDPOINTS,
+            anchors=efficientdet.default_boxes,
+            losses=efficientdet.build_losses,
+            decode=efficientdet.decode,
+            detect=efficientdet.detect,
+            layouts=efficientdet.LAYOUTS,
+            defaults=variant.options(),
+        )
+        for name, variant in efficientdet.VARIANTS.items()
+    },
 }
 
 

@@ -1,7 +1,8 @@
-"""Default boxes of SSD, in numpy."""
+"""Default boxes of SSD and of RetinaNet's kind, in numpy."""
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -67,8 +68,64 @@ class AnchorConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class OctaveAnchorConfig:
+    """Sizes and shapes of default boxes that grow with the cells.
+
+    Each cell has, per octave o and within it per aspect (a, b), a box of scale x
+    2^(o / octaves) x (a, b) cells. Boxes may be larger than the image.
+
+    Attributes:
+        levels: Number of feature maps.
+        first_stride: Input pixels per cell of the first map; doubles per level.
+        scale: Side of the smallest square, in cells.
+        octaves: Sizes per level, evenly spaced up to the next level's.
+        aspects: (width, height) factors.
+
+    Raises:
+        ValueError: If a field is out of range.
+    """
+
+    levels: int = 5
+    first_stride: int = 8
+    scale: float = 4.0
+    octaves: int = 3
+    aspects: tuple[tuple[float, float], ...] = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
+
+    def __post_init__(self) -> None:
+        sides = [side for aspect in self.aspects for side in aspect]
+        if min(self.levels, self.first_stride, self.octaves) < 1 or not sides:
+            raise ValueError(
+                "OctaveAnchorConfig needs levels, first_stride and octaves of at least "
+                f"1 and an aspect. Received: levels={self.levels}, first_stride="
+                f"{self.first_stride}, octaves={self.octaves}, aspects={self.aspects}"
+            )
+        if min((self.scale, *sides)) <= 0:
+            raise ValueError(
+                "scale and aspects of OctaveAnchorConfig must be positive. Received: "
+                f"scale={self.scale}, aspects={self.aspects}"
+            )
+
+    @property
+    def per_cell(self) -> int:
+        """Number of default boxes per cell."""
+        return self.octaves * len(self.aspects)
+
+
+class Grids(Protocol):
+    """What says on which grids default boxes lie."""
+
+    @property
+    def levels(self) -> int:
+        """Number of feature maps."""
+
+    @property
+    def first_stride(self) -> int:
+        """Input pixels per cell of the first map."""
+
+
 def feature_sizes(
-    config: AnchorConfig, image_size: tuple[int, int]
+    config: Grids, image_size: tuple[int, int]
 ) -> tuple[tuple[int, int], ...]:
     """Return the grid of every level, (rows, columns).
 
@@ -130,14 +187,54 @@ def ssd_anchors(
         sizes = np.asarray(shapes, "float32")
         if config.clip:
             sizes = np.minimum(sizes, 1.0)
-        cx = (np.arange(columns, dtype="float32") + 0.5) / columns
-        cy = (np.arange(rows, dtype="float32") + 0.5) / rows
-        block = np.empty((rows, columns, len(shapes), 4), "float32")
-        block[..., 0] = cx[None, :, None]
-        block[..., 1] = cy[:, None, None]
-        block[..., 2:] = sizes
-        blocks.append(block.reshape(-1, 4))
+        blocks.append(_block(rows, columns, sizes))
     return np.concatenate(blocks)
+
+
+def octave_anchors(
+    config: OctaveAnchorConfig, image_size: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Return the default boxes of all levels.
+
+    Args:
+        config: Sizes and shapes.
+        image_size: (height, width) of the network's input in pixels.
+
+    Returns:
+        (cx, cy, w, h) as shares of the image's sides, float32, shape (N, 4);
+        ordered by level, then cell (row-major), then octave, then aspect.
+
+    Reference:
+        Lin et al. 2017 (RetinaNet), section 4, https://arxiv.org/abs/1708.02002.
+
+    Example:
+        >>> octave_anchors(OctaveAnchorConfig(), (512, 512)).shape
+        (49104, 4)
+    """
+    shapes = np.asarray(
+        [
+            [config.scale * 2 ** (octave / config.octaves) * side for side in aspect]
+            for octave in range(config.octaves)
+            for aspect in config.aspects
+        ]
+    )
+    return np.concatenate(
+        [
+            _block(rows, columns, shapes / (columns, rows))
+            for rows, columns in feature_sizes(config, image_size)
+        ]
+    )
+
+
+def _block(
+    rows: int, columns: int, sizes: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float32]:
+    """Put boxes of the given (width, height) on every cell of a grid."""
+    block = np.empty((rows, columns, len(sizes), 4), "float32")
+    block[..., 0] = ((np.arange(columns, dtype="float32") + 0.5) / columns)[:, None]
+    block[..., 1] = ((np.arange(rows, dtype="float32") + 0.5) / rows)[:, None, None]
+    block[..., 2:] = sizes
+    return block.reshape(-1, 4)
 
 
 def _scales(config: AnchorConfig) -> tuple[float, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 
 from keras_lightnets._errors import unknown
-from keras_lightnets._spec import INCEPTION, Weights
-from keras_lightnets.heads import _joined
+from keras_lightnets._spec import IMAGENET, INCEPTION, Preprocessing, Weights
+from keras_lightnets.heads import _joined, efficientdet
 from keras_lightnets.heads.ssdlite import SSDLiteConfig
 
 
@@ -49,6 +49,74 @@ def _in_detector(prefix: str, split: int) -> str:
     return ".".join(["backbone", "features", *path])
 
 
+# fmt: off
+# Name -> end of effdet's file name, COCO val2017 box mAP as the authors published it.
+_EFFDET: Mapping[str, tuple[str, float]] = {
+    "d0":     ("d0_34-f153e0cf",  34.3),
+    "d1":     ("d1_40-a30f94af",  40.2),
+    "d2":     ("d2_43-8107aa99",  43.5),
+    "d3":     ("d3_47-0b525f35",  46.8),
+    "d4":     ("d4_49-f56376d9",  49.3),
+    "d5":     ("d5_51-c79f9be6",  51.2),
+    "d6":     ("d6_52-4eda3773",  52.1),
+    "d7":     ("d7_53-6d1d7a95",  53.4),
+    "d7x":    ("d7x-f390b87c",    54.4),
+    "lite0":  ("lite0-dfacfc78",  26.41),
+    "lite1":  ("lite1-6dc7ab30",  31.50),
+    "lite2":  ("lite2-86c5d55b",  35.06),
+    "lite3":  ("lite3-506852cb",  38.77),
+    "lite3x": ("lite3x-8404c57b", 42.64),
+    "lite4":  ("lite4-391ddabc",  43.18),
+}
+# fmt: on
+
+# The authors trained the Lite networks with mean 127 and deviation 128.
+_LITE_RULE = Preprocessing(mean=(127.0,) * 3, std=(128.0,) * 3)
+
+
+def _in_effdet(prefix: str) -> str:
+    """Rename a layer of timm's classifier as effdet does; it stops in front of the top.
+
+    Example:
+        >>> _in_effdet("blocks.0.0.bn2"), _in_effdet("bn2")
+        ('backbone.blocks.0.0.bn2', '')
+    """
+    return "" if prefix in ("conv_head", "bn2") else f"backbone.{prefix}"
+
+
+def _efficientdet(name: str, file: str, box_map: float) -> Detector:
+    variant = efficientdet.VARIANTS[name]
+    rule = _LITE_RULE if variant.act == "relu6" else IMAGENET
+    return Detector(
+        backbone=variant.backbone,
+        head=f"efficientdet_{name}",
+        # Class k is COCO's category id k + 1; ten of the ids are not in use.
+        config=efficientdet.EfficientDetConfig(
+            classes=90,
+            image_size=variant.size,
+            conv_bias=True,
+            **variant.options(),
+        ),
+        rename=_in_effdet,
+        weights=(
+            Weights(
+                tag="coco",
+                url="https://github.com/rwightman/efficientdet-pytorch/releases/"
+                f"download/v0.1/tf_efficientdet_{file}.pth",
+                hash=f"sha256:{file[-8:]}",
+                format="pth",
+                layout="timm",
+                licence="Apache-2.0",
+                preprocessing=dataclasses.replace(
+                    rule, size=variant.size, crop=1.0, interpolation="bilinear"
+                ),
+                source="effdet (Ross Wightman), converted from the authors' checkpoint",
+            ),
+        ),
+        box_map=box_map,
+    )
+
+
 DETECTORS: Mapping[str, Detector] = {
     "ssdlite320_mobilenet_v3_large": Detector(
         backbone="mobilenet_v3_large",
@@ -76,6 +144,10 @@ DETECTORS: Mapping[str, Detector] = {
         ),
         box_map=21.3,
     ),
+    **{
+        f"efficientdet_{name}": _efficientdet(name, *row)
+        for name, row in _EFFDET.items()
+    },
 }
 
 
@@ -103,7 +175,8 @@ def create_detector(
         >>> found = ssdlite.detect(model(images), config)  # doctest: +SKIP
 
     Reference:
-        Howard et al. 2019, section 6.3, https://arxiv.org/abs/1905.02244.
+        Howard et al. 2019, section 6.3, https://arxiv.org/abs/1905.02244; Tan et al.
+        2020, https://arxiv.org/abs/1911.09070.
     """
     if name not in DETECTORS:
         raise unknown("detector", name, DETECTORS)

@@ -17,7 +17,7 @@ from keras_lightnets._errors import unknown
 from keras_lightnets.heads import boxes as box_ops
 
 PACKAGE = "keras_lightnets"
-BOX_KINDS = ("smooth_l1", "giou")
+BOX_KINDS = ("smooth_l1", "huber", "giou")
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -29,15 +29,17 @@ class BoxLoss(keras.losses.Loss):
     (batch, N, 4): predicted encodings.
 
     Args:
-        kind: "smooth_l1" on the encodings, or "giou" on the boxes they stand for.
+        kind: "smooth_l1" or "huber" on the encodings, or "giou" on the boxes they
+            stand for. Smooth L1 is Huber of delta 1.
         weight: Factor of the loss.
         box_weights: Factors of the encodings; used by "giou".
+        delta: Error up to which "huber" is quadratic.
         name: Name in the logs.
         reduction: As for every Keras loss; the default gives the sum over the
             batch divided by its positives.
 
     Raises:
-        ValueError: If `kind` is unknown.
+        ValueError: If `kind` is unknown or `delta` is not positive.
 
     Example:
         >>> loss = BoxLoss()
@@ -53,15 +55,19 @@ class BoxLoss(keras.losses.Loss):
         kind: str = "smooth_l1",
         weight: float = 1.0,
         box_weights: Sequence[float] = box_ops.BOX_WEIGHTS,
+        delta: float = 1.0,
         name: str = "box_loss",
         reduction: str = "sum_over_batch_size",
     ) -> None:
         if kind not in BOX_KINDS:
             raise unknown("kind of BoxLoss", kind, BOX_KINDS)
+        if not delta > 0:
+            raise ValueError(f"BoxLoss needs delta > 0. Received: delta={delta}")
         super().__init__(name=name, reduction=reduction)
         self.kind = kind
         self.weight = weight
         self.box_weights = tuple(box_weights)
+        self.delta = delta
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss per image, scaled so that its mean is the batch's loss.
@@ -81,9 +87,11 @@ class BoxLoss(keras.losses.Loss):
             true_boxes = box_ops.decode(target, unit, self.box_weights)
             each = 1.0 - box_ops.giou(pred_boxes, true_boxes)
         else:
+            delta = self.delta if self.kind == "huber" else 1.0
             error = ops.abs(target - y_pred)
+            flat = delta * (error - 0.5 * delta)
             each = ops.sum(
-                ops.where(error < 1.0, 0.5 * ops.square(error), error - 0.5), axis=-1
+                ops.where(error < delta, 0.5 * ops.square(error), flat), axis=-1
             )
         per_image = self.weight * ops.sum(each * positive, axis=-1)
         return _per_positive(per_image, positive)
@@ -95,6 +103,7 @@ class BoxLoss(keras.losses.Loss):
             "kind": self.kind,
             "weight": self.weight,
             "box_weights": self.box_weights,
+            "delta": self.delta,
         }
 
 

@@ -1,4 +1,4 @@
-"""Class-wise non-maximum suppression with outputs of fixed size."""
+"""Non-maximum suppression, hard and soft, with outputs of fixed size."""
 
 from typing import Any, NamedTuple
 
@@ -6,6 +6,8 @@ from keras import ops
 
 from keras_lightnets._errors import unknown
 from keras_lightnets.heads import boxes as box_ops
+
+KINDS = ("hard", "soft")
 
 
 class Detections(NamedTuple):
@@ -33,6 +35,7 @@ def nms(
     max_detections: int = 100,
     per_class: int = 300,
     candidates: int = 1000,
+    class_agnostic: bool = False,
 ) -> Detections:
     """Keep, per class, the best of boxes that overlap.
 
@@ -49,6 +52,7 @@ def nms(
         per_class: Boxes of a class that are considered, by score.
         candidates: Boxes of all classes together that are considered, by score;
             memory grows with its square.
+        class_agnostic: Let a kept box remove boxes of every class.
 
     Returns:
         `Detections` with D = `max_detections`.
@@ -63,21 +67,100 @@ def nms(
         >>> [round(float(s), 1) for s in nms(boxes, scores, max_detections=3).scores[0]]
         [0.9, 0.7, 0.0]
     """
-    if min(max_detections, per_class, candidates) < 1 or not 0 <= iou_threshold <= 1:
+    _check(max_detections, per_class, candidates)
+    if not 0 <= iou_threshold <= 1:
         raise ValueError(
-            "nms needs max_detections, per_class and candidates of at least 1 and "
-            f"0 <= iou_threshold <= 1. Received: max_detections={max_detections}, "
-            f"per_class={per_class}, candidates={candidates}, "
-            f"iou_threshold={iou_threshold}"
+            f"nms needs 0 <= iou_threshold <= 1. Received: iou_threshold="
+            f"{iou_threshold}"
         )
-    boxes = ops.convert_to_tensor(boxes, "float32")
-    scores = ops.convert_to_tensor(scores, "float32")
-    scores = ops.where(scores > score_threshold, scores, -1.0)
-    chosen, order, labels = _select(boxes, scores, per_class, candidates)
+    chosen, order, labels = _candidates(
+        boxes, scores, score_threshold, per_class, candidates
+    )
     valid = ops.cast(order > 0, "float32")
-    rivals = _rivals(chosen, labels, iou_threshold)
+    overlap = ops.cast(box_ops.iou(chosen, chosen) > iou_threshold, "float32")
+    rivals = overlap * _same_class(labels, class_agnostic) * _earlier(chosen)
     kept = _greedy(rivals, valid)
     return _pack(chosen, order, labels, kept, max_detections)
+
+
+def soft_nms(
+    boxes: Any,
+    scores: Any,
+    *,
+    score_threshold: float = 0.001,
+    sigma: float = 0.5,
+    max_detections: int = 100,
+    per_class: int = 300,
+    candidates: int = 1000,
+    class_agnostic: bool = False,
+) -> Detections:
+    """Lower, per class, the scores of boxes that overlap better ones.
+
+    Again and again the best box left is taken, and the scores of the others of its
+    class fall by the factor exp(-overlap^2 / sigma).
+
+    Args:
+        boxes: (x1, y1, x2, y2), shape (batch, N, 4).
+        scores: Probabilities per class, no background, shape (batch, N, classes).
+        score_threshold: Only scores above it are considered and returned.
+        sigma: Smaller values lower scores more.
+        max_detections: Objects returned per image at most.
+        per_class: Boxes of a class that are considered, by score.
+        candidates: Boxes of all classes together that are considered, by score;
+            memory grows with its square.
+        class_agnostic: Let a box lower the scores of every class.
+
+    Returns:
+        `Detections` with D = `max_detections` and the lowered scores.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> boxes = np.array([[[0, 0, 2, 2], [0, 0, 2, 2], [5, 5, 6, 6]]], "float32")
+        >>> scores = np.array([[[0.9], [0.8], [0.7]]], "float32")
+        >>> found = soft_nms(boxes, scores, max_detections=3).scores[0]
+        >>> [round(float(s), 2) for s in found]
+        [0.9, 0.7, 0.11]
+
+    Reference:
+        Bodla et al. 2017, https://arxiv.org/abs/1704.04503.
+    """
+    _check(max_detections, per_class, candidates)
+    if not sigma > 0:
+        raise ValueError(f"soft_nms needs sigma > 0. Received: sigma={sigma}")
+    chosen, order, labels = _candidates(
+        boxes, scores, score_threshold, per_class, candidates
+    )
+    overlap = box_ops.iou(chosen, chosen)
+    decay = ops.exp(-ops.square(overlap) / sigma)
+    same = _same_class(labels, class_agnostic)
+    count = chosen.shape[1]
+    # A box that was taken gets the score 0.
+    decay = (same * decay + 1.0 - same) * (1.0 - ops.eye(count))
+    rounds = min(max_detections, count)
+
+    def take(i: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        left, index, taken = state
+        best = ops.argmax(left, axis=1)
+        score = ops.max(left, axis=1)
+        here = ops.cast(ops.equal(ops.arange(rounds), i), "float32")
+        index = index + ops.expand_dims(ops.cast(best, "float32"), 1) * here
+        taken = taken + ops.expand_dims(score, 1) * here
+        row = ops.take_along_axis(decay, ops.reshape(best, (-1, 1, 1)), axis=1)
+        left = left * ops.squeeze(row, axis=1)
+        return ops.where(left > score_threshold, left, 0.0), index, taken
+
+    start = ops.maximum(order, 0.0)
+    empty = ops.zeros_like(start[:, :rounds])
+    _, index, taken = ops.fori_loop(0, rounds, take, (start, empty, empty))
+    # Boxes in the order in which they were taken, then padding.
+    index = ops.cast(index, "int32")
+    chosen = ops.take_along_axis(chosen, ops.expand_dims(index, -1), axis=1)
+    labels = ops.take_along_axis(labels, index, axis=1)
+    kept = ops.cast(taken > 0, "float32")
+    return _pack(chosen, taken, labels, kept, max_detections)
 
 
 def class_scores(logits: Any, activation: str) -> Any:
@@ -100,6 +183,25 @@ def class_scores(logits: Any, activation: str) -> Any:
     raise unknown("score_activation", activation, ("softmax", "sigmoid"))
 
 
+def _check(max_detections: int, per_class: int, candidates: int) -> None:
+    if min(max_detections, per_class, candidates) < 1:
+        raise ValueError(
+            "Suppression needs max_detections, per_class and candidates of at least 1. "
+            f"Received: max_detections={max_detections}, per_class={per_class}, "
+            f"candidates={candidates}"
+        )
+
+
+def _candidates(
+    boxes: Any, scores: Any, score_threshold: float, per_class: int, candidates: int
+) -> tuple[Any, Any, Any]:
+    """Return boxes, scores (-1 below the threshold) and labels, best first."""
+    boxes = ops.convert_to_tensor(boxes, "float32")
+    scores = ops.convert_to_tensor(scores, "float32")
+    scores = ops.where(scores > score_threshold, scores, -1.0)
+    return _select(boxes, scores, per_class, candidates)
+
+
 def _select(
     boxes: Any, scores: Any, per_class: int, candidates: int
 ) -> tuple[Any, Any, Any]:
@@ -118,13 +220,18 @@ def _select(
     return chosen, order, labels
 
 
-def _rivals(boxes: Any, labels: Any, threshold: float) -> Any:
-    """Return 1 where the row's box, if kept, removes the column's; (B, M, M)."""
-    size = boxes.shape[1]
-    overlap = box_ops.iou(boxes, boxes) > threshold
+def _same_class(labels: Any, class_agnostic: bool) -> Any:
+    """Return 1 for pairs that may suppress each other, (B, M, M)."""
     same = ops.equal(ops.expand_dims(labels, 2), ops.expand_dims(labels, 1))
-    earlier = ops.triu(ops.ones((size, size), "float32"), k=1)
-    return ops.cast(ops.logical_and(overlap, same), "float32") * earlier
+    if class_agnostic:
+        same = ops.ones_like(same)
+    return ops.cast(same, "float32")
+
+
+def _earlier(boxes: Any) -> Any:
+    """Return 1 where the row's box is better than the column's, (M, M)."""
+    size = boxes.shape[1]
+    return ops.triu(ops.ones((size, size), "float32"), k=1)
 
 
 def _greedy(rivals: Any, valid: Any) -> Any:

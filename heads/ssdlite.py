@@ -12,7 +12,7 @@ from keras import layers
 
 from keras_lightnets._errors import unknown
 from keras_lightnets._layout import Layout
-from keras_lightnets.heads import _conv, _endpoints, losses, nms
+from keras_lightnets.heads import _anchored, _conv, _endpoints, losses, nms
 from keras_lightnets.heads import boxes as box_ops
 from keras_lightnets.heads.anchors import (
     AnchorConfig,
@@ -61,6 +61,8 @@ class SSDLiteConfig:
         score_threshold: Detections need a score above it.
         iou_threshold: Overlap above which the lesser box of a class goes.
         max_detections: Detections per image at most.
+        suppression: "hard" or "soft".
+        class_agnostic: Whether boxes of different classes suppress each other.
 
     Raises:
         ValueError: If a value is not legal; the legal ones are listed.
@@ -82,6 +84,8 @@ class SSDLiteConfig:
     score_threshold: float = 0.001
     iou_threshold: float = 0.55
     max_detections: int = 100
+    suppression: str = "hard"
+    class_agnostic: bool = False
 
     def __post_init__(self) -> None:
         for what, value, legal in (
@@ -89,6 +93,7 @@ class SSDLiteConfig:
             ("score_activation", self.score_activation, BACKGROUND_COLUMNS),
             ("padding", self.padding, ("same", "symmetric")),
             ("box_loss", self.box_loss, losses.BOX_KINDS),
+            ("suppression", self.suppression, nms.KINDS),
         ):
             if value not in legal:
                 raise unknown(f"{what} of SSDLiteConfig", value, legal)
@@ -109,10 +114,7 @@ class SSDLiteConfig:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the network's input."""
-        if isinstance(self.image_size, int):
-            return self.image_size, self.image_size
-        height, width = self.image_size
-        return height, width
+        return _anchored.size_of(self.image_size)
 
     @property
     def anchor_config(self) -> AnchorConfig:
@@ -167,12 +169,13 @@ def ssdlite(features: Mapping[str, Any], config: SSDLiteConfig) -> dict[str, Any
     maps = [features[name] for name in names]
     for i, filters in enumerate(_extra_filters(config), 1):
         maps.append(_extra_block(maps[-1], filters, numerics, f"head_extra{i}"))
-    _check_grids(maps, config)
+    grids = feature_sizes(config.anchor_config, config.size)
+    _anchored.check_grids("SSDLite", maps, grids, config.size)
     prior = config.prior if config.score_activation == "sigmoid" else 0.5
-    # name -> (columns, initial bias): -log((1 - p) / p) makes sigmoid(bias) = p.
+    # name -> (columns, initial bias)
     outputs = {
         "boxes": (4, 0.0),
-        "scores": (config.columns, -float(np.log((1.0 - prior) / prior))),
+        "scores": (config.columns, _anchored.prior_bias(prior)),
     }
     counts = anchors_per_cell(config.anchor_config)
     results = {}
@@ -182,7 +185,7 @@ def ssdlite(features: Mapping[str, Any], config: SSDLiteConfig) -> dict[str, Any
             name = f"head_level{k}_{output}"
             y = _conv.depthwise_bn_act(x, 1, numerics, f"{name}_dw")
             y = _conv.predict(y, boxes * columns, bias, numerics, name)
-            flat.append(_flatten(y, boxes, columns, f"{name}_flat"))
+            flat.append(_anchored.flatten(y, boxes, columns, f"{name}_flat"))
         results[output] = layers.Concatenate(axis=1, name=f"head_{output}")(flat)
     return results
 
@@ -234,10 +237,7 @@ def decode(outputs: Mapping[str, Any], config: SSDLiteConfig) -> tuple[Any, Any]
         Boxes (x1, y1, x2, y2) as shares of the image's sides, clipped to it, shape
         (batch, N, 4); and probabilities without background, (batch, N, classes).
     """
-    anchors = default_boxes(config)
-    boxes = box_ops.decode(outputs["boxes"], anchors, config.box_weights)
-    scores = nms.class_scores(outputs["scores"], config.score_activation)
-    return box_ops.clip(boxes), scores
+    return _anchored.decode(outputs, default_boxes(config), config)
 
 
 def detect(outputs: Mapping[str, Any], config: SSDLiteConfig) -> nms.Detections:
@@ -251,14 +251,7 @@ def detect(outputs: Mapping[str, Any], config: SSDLiteConfig) -> nms.Detections:
         `Detections` of `config.max_detections` places per image; boxes are shares of
         the image's sides.
     """
-    boxes, scores = decode(outputs, config)
-    return nms.nms(
-        boxes,
-        scores,
-        score_threshold=config.score_threshold,
-        iou_threshold=config.iou_threshold,
-        max_detections=config.max_detections,
-    )
+    return _anchored.detect(*decode(outputs, config), config)
 
 
 def _extra_filters(config: SSDLiteConfig) -> list[int]:
@@ -269,27 +262,6 @@ def _extra_block(x: Any, filters: int, numerics: _conv.Numerics, name: str) -> A
     x = _conv.conv_bn_act(x, filters // 2, numerics, f"{name}_reduce")
     x = _conv.depthwise_bn_act(x, 2, numerics, f"{name}_dw")
     return _conv.conv_bn_act(x, filters, numerics, f"{name}_project")
-
-
-def _flatten(x: Any, boxes: int, columns: int, name: str) -> Any:
-    """(batch, rows, cols, boxes * columns) -> (batch, rows * cols * boxes, columns)."""
-    rows, cols = x.shape[1:3]
-    # A static length keeps shape arithmetic out of the exported graph.
-    length = -1 if None in (rows, cols) else rows * cols * boxes
-    return layers.Reshape((length, columns), name=name)(x)
-
-
-def _check_grids(maps: Sequence[Any], config: SSDLiteConfig) -> None:
-    grids = feature_sizes(config.anchor_config, config.size)
-    built = tuple(tuple(x.shape[1:3]) for x in maps)
-    for grid, (rows, cols) in zip(grids, built, strict=True):
-        if (rows or grid[0], cols or grid[1]) != grid:
-            raise ValueError(
-                f"The default boxes of SSDLite for image_size={config.size} lie on "
-                f"grids of {grids}, but the feature maps have {built}. Give "
-                "SSDLiteConfig the image_size of the backbone's input, and use the "
-                "backbone's output_stride=32."
-            )
 
 
 def _torchvision_names(config: SSDLiteConfig) -> dict[str, str]:

@@ -67,7 +67,7 @@ def load_model(path: str | os.PathLike[str], *, compile: bool = False) -> Any:
 
 def _register() -> None:
     """Import what Keras must know to load a file."""
-    for name in ("layers.grouped", "layers.norm", "heads.losses"):
+    for name in ("layers.fusion", "layers.grouped", "layers.norm", "heads.losses"):
         importlib.import_module(f"keras_lightnets.{name}")
 
 

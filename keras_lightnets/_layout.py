@@ -27,6 +27,8 @@ class Layout:
         unused: Patterns of the publisher's prefixes that its network never reads.
         pieces: Layers that hold part of a kernel: (pattern of their names, rows,
             columns); several of them name the same prefix.
+        reorder: Layers whose outputs come in another order: (pattern of their names,
+            the publisher's position of each of a group of outputs).
     """
 
     names: Callable[[Any], dict[str, str]]
@@ -37,6 +39,7 @@ class Layout:
     bgr: str = ""
     unused: tuple[str, ...] = ()
     pieces: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    reorder: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 # What `layers.split_depthwise` makes of a 3x3 kernel: part -> rows, columns.

@@ -41,6 +41,7 @@ class Candidate:
         bgr: Layer whose kernel has the input channels blue, green, red.
         unused: Patterns of prefixes that may be in the file and are not read.
         pieces: Layers that hold part of a kernel: (pattern, rows, columns).
+        reorder: Layers whose outputs change places in groups: (pattern, order).
     """
 
     layout: str
@@ -51,6 +52,7 @@ class Candidate:
     bgr: str = ""
     unused: tuple[str, ...] = ()
     pieces: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    reorder: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
     def label(self) -> str:
@@ -96,6 +98,7 @@ def _candidate(
         bgr=layout.bgr,
         unused=layout.unused,
         pieces=layout.pieces,
+        reorder=layout.reorder,
     )
 
 
@@ -255,6 +258,7 @@ def convert(
                 value = np.ascontiguousarray(value[:, :, ::-1])
             if variable == "kernel":
                 value = _piece(value, layer, candidate)
+            value = _reordered(value, layer, candidate)
             result[f"{layer}/{variable}"] = value
     return result
 
@@ -264,6 +268,15 @@ def _piece(value: np.ndarray, layer: str, candidate: Candidate) -> np.ndarray:
     for pattern, rows, cols in candidate.pieces:
         if fnmatch.fnmatchcase(layer, pattern):
             return value[list(rows)][:, list(cols)]
+    return value
+
+
+def _reordered(value: np.ndarray, layer: str, candidate: Candidate) -> np.ndarray:
+    """Return a kernel or bias with its outputs in our order."""
+    for pattern, order in candidate.reorder:
+        if fnmatch.fnmatchcase(layer, pattern):
+            groups = value.reshape(*value.shape[:-1], -1, len(order))
+            return groups[..., list(order)].reshape(value.shape)
     return value
 
 
