@@ -341,7 +341,8 @@ def _authors(spec: MicroNetSpec) -> dict[str, str]:
 def _authors_block(spec: MicroNetSpec, block: Block[Row]) -> dict[str, str]:
     """Name a block; its places count activations and shuffles, absent ones too."""
     name, there = block.name, f"features.{block.index + 1}.layers."
-    kind, names = _kind(block.row), {}
+    kind = _kind(block.row)
+    names: dict[str, str] = {}
     separable, middle, last = (0, 1, 4) if kind == "separable_expands" else (3, 5, 7)
     if kind != "separable_expands":
         names |= pairs(f"{name}_expand", f"{there}0.", _GROUPED)

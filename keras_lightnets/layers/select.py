@@ -60,7 +60,7 @@ class SelectChannels(keras.layers.Layer):
             input_shape: Shape of the input, channels last.
         """
         channels = input_shape[-1]
-        if self.indices is None:
+        if self.count is not None:
             start = np.arange(self.count) * channels // self.count
             self.index = self.add_weight(
                 shape=(self.count,),
@@ -69,7 +69,7 @@ class SelectChannels(keras.layers.Layer):
                 trainable=False,
                 name="index",
             )
-        elif not all(0 <= i < channels for i in self.indices):
+        elif self.indices and not all(0 <= i < channels for i in self.indices):
             raise ValueError(
                 f"The indices of {self.name!r} must be of 0 to {channels - 1}, as its "
                 f"input has {channels} channels. Received: {min(self.indices)} to "

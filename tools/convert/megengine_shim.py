@@ -33,7 +33,14 @@ def _modules() -> types.ModuleType:
     from torch import nn
 
     module = types.ModuleType("megengine.module")
-    names = ("Module", "Conv2d", "BatchNorm2d", "BatchNorm1d", "ReLU", "Sigmoid")
+    names: tuple[str, ...] = (
+        "Module",
+        "Conv2d",
+        "BatchNorm2d",
+        "BatchNorm1d",
+        "ReLU",
+        "Sigmoid",
+    )
     names += ("Sequential", "MaxPool2d", "AvgPool2d", "Linear", "Dropout")
     module.__dict__.update({name: getattr(nn, name) for name in names})
     nothing = types.SimpleNamespace(normal_=lambda *_: None, fill_=lambda *_: None)
@@ -50,7 +57,7 @@ def installed() -> Iterator[None]:
     """
     import torch
 
-    torch.Tensor.dimshuffle = torch.Tensor.permute  # type: ignore[attr-defined]
+    torch.Tensor.dimshuffle = torch.Tensor.permute
     root = types.ModuleType("megengine")
     hub = types.ModuleType("megengine.hub")
     hub.__dict__["pretrained"] = lambda _: lambda function: function
