@@ -24,6 +24,8 @@ FAMILIES = (
     "igcv1",
     "igcv2",
     "igcv3",
+    "mgic_mobilenet_v3",
+    "mgic_resnet",
     "micronet",
     "mnasnet",
     "mobilenet_v1",

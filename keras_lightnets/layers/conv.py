@@ -274,6 +274,19 @@ def global_pool(x: Any, name: str = "top") -> Any:
     return layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_pool")(x)
 
 
+def global_max_pool(x: Any, name: str = "top") -> Any:
+    """Take the largest of every channel's cells: `{name}_pool`.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        name: Stem of the layer's name.
+
+    Returns:
+        Tensor of shape (batch, 1, 1, channels).
+    """
+    return layers.GlobalMaxPooling2D(keepdims=True, name=f"{name}_pool")(x)
+
+
 def conv_classifier(x: Any, classes: int, dropout: float) -> Any:
     """Classify every cell by a 1x1 convolution with ReLU, then take the mean.
 
