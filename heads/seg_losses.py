@@ -10,6 +10,8 @@ from keras import ops
 
 PACKAGE = "keras_lightnets"
 IGNORE = 255
+# Pixels of lower probability always count as hard.
+HARD_SCORE = 0.7
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -24,9 +26,8 @@ class PixelLoss(keras.losses.Loss):
         ignore: Label of the pixels that do not count.
         class_weights: Factor per class; None: all 1.
         hard_share: Share of the pixels of an image that counts at least, those of
-            highest loss (online hard example mining); 1: all pixels.
-        hard_score: With `hard_share` below 1, every pixel whose class has less
-            than this probability counts too.
+            highest loss (online hard example mining), and every pixel whose class
+            has a probability below HARD_SCORE; 1: all pixels.
         dice: Factor of the Dice loss; 0: none.
         label_smoothing: Share of the target spread over all classes.
         name: Name in the logs.
@@ -52,23 +53,20 @@ class PixelLoss(keras.losses.Loss):
         ignore: int = IGNORE,
         class_weights: Sequence[float] | None = None,
         hard_share: float = 1.0,
-        hard_score: float = 0.7,
         dice: float = 0.0,
         label_smoothing: float = 0.0,
         name: str = "pixel_loss",
         reduction: str = "sum_over_batch_size",
     ) -> None:
-        if not 0 < hard_share <= 1 or not 0 < hard_score < 1 or dice < 0:
+        if not 0 < hard_share <= 1 or dice < 0:
             raise ValueError(
-                "PixelLoss needs 0 < hard_share <= 1, 0 < hard_score < 1 and dice >= "
-                f"0. Received: hard_share={hard_share}, hard_score={hard_score}, dice="
-                f"{dice}"
+                "PixelLoss needs 0 < hard_share <= 1 and dice >= 0. Received: "
+                f"hard_share={hard_share}, dice={dice}"
             )
         super().__init__(name=name, reduction=reduction)
         self.ignore = ignore
         self.class_weights = None if class_weights is None else tuple(class_weights)
         self.hard_share = hard_share
-        self.hard_score = hard_score
         self.dice = dice
         self.label_smoothing = label_smoothing
 
@@ -117,7 +115,7 @@ class PixelLoss(keras.losses.Loss):
         order = ops.sort(flat, axis=-1)
         pixels = int(entropy.shape[1]) * int(entropy.shape[2])
         place = max(0, pixels - math.ceil(self.hard_share * pixels))
-        limit = ops.minimum(order[:, place], -math.log(self.hard_score))
+        limit = ops.minimum(order[:, place], -math.log(HARD_SCORE))
         return ops.cast(entropy >= limit[:, None, None], "float32")
 
     def get_config(self) -> dict[str, Any]:
@@ -127,7 +125,6 @@ class PixelLoss(keras.losses.Loss):
             "ignore": self.ignore,
             "class_weights": self.class_weights,
             "hard_share": self.hard_share,
-            "hard_score": self.hard_score,
             "dice": self.dice,
             "label_smoothing": self.label_smoothing,
         }

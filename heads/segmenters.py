@@ -11,16 +11,9 @@ from keras_lightnets import _publishers
 from keras_lightnets._errors import unknown
 from keras_lightnets._spec import IMAGENET, Weights
 from keras_lightnets.heads import _joined
+from keras_lightnets.heads._labels import VOC_LABELS
 from keras_lightnets.heads.deeplab import DeepLabConfig
 from keras_lightnets.heads.lraspp import LRASPPConfig
-
-# fmt: off
-VOC_LABELS = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car",
-    "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person",
-    "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)
-# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ class StopOnNan(keras.callbacks.Callback):
         raise run.TrainingError(
             f"The loss became {loss} in epoch {self._epoch + 1}, batch {batch + 1} "
             f"(mean of the epoch before it: {self._before:.4g}). Images of the batch: "
-            f"{images}. Check these images and boxes; if their loss is normal, lower "
+            f"{images}. Check these images and labels; if their loss is normal, lower "
             "--learning-rate or --clip-norm. The checkpoint of the last full epoch is "
             "intact."
         )

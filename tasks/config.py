@@ -87,6 +87,13 @@ class Options(pydantic.BaseModel):
         return type(self).parse({**self.to_dict(), **changes})
 
 
+def split_commas(value: Any) -> Any:
+    """Turn text such as "cat, dog" into a tuple; other values stay."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
 def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON file that holds one object.
 
@@ -159,12 +166,11 @@ class TaskConfig(Options):
     )
 
     data: str | None = Field(None, description="Folder of the training images.")
-    annotations: str | None = Field(None, description="Training annotations (JSON).")
     val_data: str | None = Field(
         None, description="Folder of the validation images; that of training if absent."
     )
-    val_annotations: str | None = Field(
-        None, description="Validation annotations (JSON)."
+    labels: tuple[str, ...] = Field(
+        (), description="Class names, comma-separated; those of the data if absent."
     )
     strict: bool = Field(
         False, description="Refuse data with any problem instead of repairing it."
@@ -207,7 +213,6 @@ class TaskConfig(Options):
     bn_momentum: float | None = Field(
         None, gt=0, lt=1, description="Momentum of all batch normalisations."
     )
-    fast: bool = Field(False, description="Count metrics with hotcoco (extra fast).")
     eval_every: int = Field(1, ge=1, description="Epochs between two evaluations.")
 
     @pydantic.model_validator(mode="before")
@@ -220,6 +225,16 @@ class TaskConfig(Options):
                 raise unknown("option", key, cls.model_fields)
         name = values.get("recipe", cls.model_fields["recipe"].default)
         return {**recipe(cls.task, str(name)), **values}
+
+    @pydantic.field_validator("labels", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return split_commas(value)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the network's input."""
+        return self.image_size, self.image_size
 
     @property
     def folder(self) -> Path:

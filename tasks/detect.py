@@ -7,7 +7,6 @@ Example:
     python tasks/detect.py predict --model runs/birds photo.jpg folder/
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from keras_lightnets.tasks import run
-from keras_lightnets.tasks.config import ConfigError, Options, read_json_object
+from keras_lightnets.tasks import framework, run
+from keras_lightnets.tasks.config import ConfigError, Options
 from keras_lightnets.tasks.detector import (
-    Data,
     DetectConfig,
     build_model,
     describe,
@@ -48,8 +46,6 @@ __all__ = [
     "with_labels",
 ]
 
-MONITOR = "mAP"
-CURVES = ("mAP", "mAP50", "mAP75")
 SAMPLES = 8
 SHOWN_SCORE = 0.3
 
@@ -104,51 +100,7 @@ def train(
         RunError: If the run exists and neither `resume` nor `overwrite` is given.
         TrainingError: If the loss stops being a number.
     """
-    run.check_free(config.folder, resume=resume, overwrite=overwrite)
-    data = open_data(config)
-    config = config.replace(labels=config.labels or data.train.names)
-    _same_classes(config, data)
-    if data.report.problems:
-        sys.stderr.write(data.report.text() + "\n")
-    from keras_lightnets.tasks import loop
-
-    loop.prepare_backend(config)
-    job = _make_job(config, data)
-    run.open_folder(config.folder, config, resume=resume, overwrite=overwrite)
-    run.write_json(config.folder / "data.json", data.report.json())
-    record = loop.fit(job, config.folder)
-    _draw_results(config, data, record)
-    return {
-        "run": str(config.folder),
-        "epochs": record.epoch,
-        "best": record.metrics["best"],
-        "last": record.metrics["last"],
-        "data": data.report.counts,
-    }
-
-
-def _make_job(config: DetectConfig, data: Data) -> Any:
-    from keras_lightnets.tasks import loop
-
-    source = batches(config, "train", data.train)
-    plain = config.replace(freeze=None, freeze_bn=False, precision="float32")
-    return loop.Job(
-        config=config,
-        model=build_model(config),
-        twin=build_model(plain),
-        loss=losses(config),
-        source=source,
-        evaluate=_judge(config, data, source),
-        monitor=MONITOR,
-        meta=describe(config),
-    )
-
-
-def _same_classes(config: DetectConfig, data: Data) -> None:
-    from keras_lightnets.tasks import finder
-
-    for part in (data.train, data.val):
-        finder.category_order(config.labels, part)
+    return framework.train(TASK, config, resume=resume, overwrite=overwrite)
 
 
 def batches(config: DetectConfig, split: str = "train", dataset: Any = None) -> Any:
@@ -166,15 +118,10 @@ def batches(config: DetectConfig, split: str = "train", dataset: Any = None) -> 
     Raises:
         ValueError: If the split is unknown or the data cannot be used.
     """
-    from keras_lightnets._errors import unknown
     from keras_lightnets.tasks import finder
     from keras_lightnets.tasks.data import augment, loader
 
-    if split not in ("train", "val"):
-        raise unknown("split", split, ("train", "val"))
-    if dataset is None:
-        dataset = getattr(open_data(config), split)
-    train_split = split == "train"
+    dataset, train_split = framework.pick_split(TASK, config, split, dataset)
     config = with_labels(config)
     head = head_config(config)
     anchors = find_head(config).anchors(head)
@@ -197,22 +144,6 @@ def batches(config: DetectConfig, split: str = "train", dataset: Any = None) -> 
         encode=encoder(anchors, classes, tuple(head.box_weights)),
         options=options,
     )
-
-
-def _judge(
-    config: DetectConfig, data: Data, source: Any
-) -> Callable[[Any], dict[str, Any]]:
-    from keras_lightnets.tasks import loop
-
-    judge = evaluate_fn(config, data.val)
-    left_out = len(data.report.left_out)
-
-    def judge_model(model: Any) -> dict[str, Any]:
-        result = judge(loop.predict_batches(model))
-        skipped = {"skipped_train_images": len(source.skipped)}
-        return {**result, **skipped, "left_out_images": left_out}
-
-    return judge_model
 
 
 def evaluate_fn(
@@ -250,12 +181,11 @@ def evaluate_fn(
     return judge
 
 
-def _draw_results(config: DetectConfig, data: Data, record: Any) -> None:
-    """Draw curves and the first validation images with what is found in them."""
-    from keras_lightnets.tasks import finder, metrics, plots
+def _draw_results(config: DetectConfig, data: framework.Data, record: Any) -> None:
+    """Draw precision and the first validation images with what is found in them."""
+    from keras_lightnets.tasks import finder, metrics, pictures, plots
 
     folder = config.folder
-    plots.plot_history(record.history, folder / "curves.png", CURVES)
     curve = record.metrics["best"]["pr_curve"]
     plots.plot_precision(curve, metrics.RECALLS, folder / "precision_recall.png")
     limits = finder.Limits(score=SHOWN_SCORE, iou=config.nms_iou)
@@ -263,8 +193,8 @@ def _draw_results(config: DetectConfig, data: Data, record: Any) -> None:
     samples = folder / "samples"
     samples.mkdir(exist_ok=True)
     count = min(SAMPLES, len(data.val))
-    for item in finder.find_in(count, lambda i: data.val.sample(i)[0], find):
-        if isinstance(item, finder.Found):
+    for item in pictures.answer_all(count, lambda i: data.val.sample(i)[0], find):
+        if isinstance(item, pictures.Answer):
             name = Path(data.val.records[item.index].file_name).stem
             _draw(samples / f"{item.index:02d}_{name}.jpg", item, meta)
 
@@ -306,16 +236,13 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
         ValueError: If model, data or classes do not fit; the text says what to do.
     """
     from keras_lightnets.tasks import finder
-    from keras_lightnets.tasks.data import checks, coco
+    from keras_lightnets.tasks.data import coco
 
     path = run.find_model(options.model)
     limits = finder.Limits(iou=options.nms_iou, count=options.max_detections)
     images, annotations = _data_of(options, path)
-    dataset, report = coco.open_coco(images, annotations, strict=options.strict)
-    if report.problems:
-        sys.stderr.write(report.text() + "\n")
-    if dataset is None or report.fatal:
-        raise checks.DatasetError(report)
+    opened, report = coco.open_coco(images, annotations, strict=options.strict)
+    dataset = framework.usable(opened, report)
     find, meta = _load_finder(path, limits, options.batch_size)
     result = finder.evaluate(
         dataset,
@@ -335,13 +262,8 @@ def _data_of(options: EvalOptions, path: Path) -> tuple[str, str]:
         raise ConfigError("--data and --annotations go together; give both or none.")
     if options.data is not None and options.annotations is not None:
         return options.data, options.annotations
-    config = run.read_meta(path).get("config")
-    if config is None:
-        raise ConfigError(
-            f"{path} does not say what it was trained on: give --data FOLDER and "
-            "--annotations FILE.json."
-        )
-    known = DetectConfig.parse(config)
+    ask = "--data FOLDER and --annotations FILE.json"
+    known = framework.known_config(TASK, path, ask)
     return str(known.val_data or known.data), str(known.val_annotations)
 
 
@@ -359,53 +281,28 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     Raises:
         ValueError: If the model or a path cannot be used.
     """
-    from keras_lightnets.tasks import finder
-    from keras_lightnets.tasks.data import images
+    from keras_lightnets.tasks import finder, pictures
 
     path = run.find_model(options.model)
     limits = finder.Limits(
         score=options.score, iou=options.nms_iou, count=options.max_detections
     )
-    files = finder.list_pictures(options.inputs)
     find, meta = _load_finder(path, limits, options.batch_size)
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
 
-    def read(index: int) -> np.ndarray:
-        return images.read_image(files[index])
+    def draw(file: Path, item: pictures.Answer) -> None:
+        _draw(file, item, meta)
 
-    stream = finder.find_in(
-        len(files), read, find, batch_size=options.batch_size, workers=options.workers
+    return pictures.predict(
+        options,
+        path,
+        find,
+        lambda item: {"objects": _objects(item, meta)},
+        draw if options.draw else None,
     )
-    rows: list[dict[str, Any]] = []
-    names = _picture_names(files)
-    for index, item in enumerate(stream):
-        if not isinstance(item, finder.Found):
-            rows.append({"file": str(files[index]), "error": item.detail})
-            continue
-        rows.append({"file": str(files[index]), "objects": _objects(item, meta)})
-        if options.draw:
-            _draw(output / names[index], item, meta)
-            rows[-1]["picture"] = str(output / names[index])
-    result = {"model": str(path), "output": str(output), "images": rows}
-    run.write_json(output / "predictions.json", result)
-    return result
-
-
-def _picture_names(files: Sequence[Path]) -> list[str]:
-    """Name the drawn pictures; equal file names get a number."""
-    names: list[str] = []
-    for file in files:
-        name, number = f"{file.stem}.jpg", 1
-        while name in names:
-            number += 1
-            name = f"{file.stem}_{number}.jpg"
-        names.append(name)
-    return names
 
 
 def _objects(found: Any, meta: Any) -> list[dict[str, Any]]:
-    objects = found.objects
+    objects = found.result
     return [
         {
             "label": meta.labels[int(label)],
@@ -421,49 +318,43 @@ def _objects(found: Any, meta: Any) -> list[dict[str, Any]]:
 def _draw(path: Path, found: Any, meta: Any) -> None:
     from keras_lightnets.tasks import plots
 
-    objects = found.objects
+    objects = found.result
     picture = plots.draw_boxes(
         found.image, objects.boxes, objects.labels, meta.labels, objects.scores
     )
     plots.save_picture(path, picture)
 
 
-def _train_cli(
-    config: DetectConfig, resume: bool = False, overwrite: bool = False
-) -> dict[str, Any]:
-    """Train a detector on COCO-format data."""
-    return train(config, resume=resume, overwrite=overwrite)
+def _meta(about: Mapping[str, Any]) -> Any:
+    from keras_lightnets.tools import runtime
+
+    return runtime.Meta.from_dict(about)
 
 
-def _stored(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the run that `--resume` names, if there is one."""
-    default = DetectConfig.model_fields
-    runs, name = (given.get(key, default[key].default) for key in ("runs", "name"))
-    file = Path(runs) / name / "config.json"
-    return read_json_object(file) if given["resume"] and file.is_file() else {}
+TASK = framework.Task(
+    name="detect",
+    title="Object detection on COCO-format data.",
+    monitor="mAP",
+    curves=("mAP", "mAP50", "mAP75"),
+    config=DetectConfig,
+    eval_options=EvalOptions,
+    predict_options=PredictOptions,
+    open_data=open_data,
+    build_model=build_model,
+    losses=losses,
+    batches=batches,
+    evaluate_fn=evaluate_fn,
+    describe=describe,
+    draw=_draw_results,
+    evaluate=evaluate,
+    predict=predict,
+    meta=_meta,
+)
 
 
 def make_app() -> Any:
     """Return the typer command line with the verbs train, eval and predict."""
-    import typer
-
-    from keras_lightnets.tasks.commands import command
-
-    app = typer.Typer(
-        help="Object detection on COCO-format data.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
-    switches = {
-        "resume": "Continue the run of that name.",
-        "overwrite": "Replace the run of that name.",
-    }
-    trainer = command(DetectConfig, _train_cli, switches=switches, base=_stored)
-    app.command("train")(trainer)
-    app.command("eval")(command(EvalOptions, evaluate))
-    app.command("predict")(command(PredictOptions, predict))
-    return app
+    return framework.make_app(TASK)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -472,10 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Words behind the program's name; None: those of the process.
     """
-    import os
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    make_app()(args=None if arguments is None else list(arguments))
+    framework.main(TASK, arguments)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """The detector as data and graph: options, model, losses, description."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pydantic
 from pydantic import Field
 
+from keras_lightnets.tasks import building
 from keras_lightnets.tasks.config import ConfigError, TaskConfig
+from keras_lightnets.tasks.framework import Data, joined_loss, open_pair
 
 
 class DetectConfig(TaskConfig):
@@ -27,8 +27,9 @@ class DetectConfig(TaskConfig):
     head_options: dict[str, Any] = Field(
         default_factory=dict, description='Options of the head: {"width": 0.5}.'
     )
-    labels: tuple[str, ...] = Field(
-        (), description="Class names, comma-separated; those of the data if absent."
+    annotations: str | None = Field(None, description="Training annotations (JSON).")
+    val_annotations: str | None = Field(
+        None, description="Validation annotations (JSON)."
     )
     resize: Literal["stretch", "letterbox"] = Field(
         "stretch", description="How images are fitted into the square input."
@@ -37,28 +38,7 @@ class DetectConfig(TaskConfig):
     nms_iou: float = Field(
         0.55, gt=0, le=1, description="Overlap above which the lesser box goes."
     )
-
-    @pydantic.field_validator("labels", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The data sets of a run.
-
-    Attributes:
-        train: Training images.
-        val: Validation images.
-        report: Problems of both.
-    """
-
-    train: Any
-    val: Any
-    report: Any
+    fast: bool = Field(False, description="Count metrics with hotcoco (extra fast).")
 
 
 def open_data(config: DetectConfig) -> Data:
@@ -75,7 +55,7 @@ def open_data(config: DetectConfig) -> Data:
         DatasetError: If a problem is fatal; the text lists all problems.
         ValueError: If the two data sets have different classes.
     """
-    from keras_lightnets.tasks.data import checks, coco
+    from keras_lightnets.tasks.data import coco
 
     if config.data is None or config.annotations is None:
         raise ConfigError(
@@ -95,10 +75,7 @@ def open_data(config: DetectConfig) -> Data:
             (config.val_data or config.data, config.val_annotations),
         )
     ]
-    report = checks.merge([found for _, found in opened])
-    report.raise_if_fatal()
-    train_set, val_set = (data for data, _ in opened)
-    return Data(train_set, val_set, report)
+    return open_pair(*opened)
 
 
 def with_labels(config: DetectConfig) -> DetectConfig:
@@ -126,14 +103,9 @@ def find_head(config: DetectConfig) -> Any:
     """Return the head's entry in `heads.HEADS`.
 
     Raises:
-        ConfigError: If there is none; the closest name is suggested.
+        ConfigError: If there is no such detection head; the closest name is suggested.
     """
-    from keras_lightnets import heads
-    from keras_lightnets._errors import unknown
-
-    if config.head not in heads.HEADS:
-        raise ConfigError(str(unknown("head", config.head, heads.HEADS)))
-    return heads.HEADS[config.head]
+    return building.find_head("detect", config.head)
 
 
 def head_config(config: DetectConfig) -> Any:
@@ -148,24 +120,13 @@ def head_config(config: DetectConfig) -> Any:
     Raises:
         ConfigError: If a head option is unknown or has an illegal value.
     """
-    from keras_lightnets._errors import unknown
-
-    kind = find_head(config).config
-    legal = [field.name for field in dataclasses.fields(kind)]
-    for key in config.head_options:
-        if key not in legal:
-            raise ConfigError(str(unknown("option of the head", key, legal)))
     values = {
         "classes": len(config.labels),
         "image_size": config.image_size,
         "iou_threshold": config.nms_iou,
         "max_detections": config.max_detections,
-        **config.head_options,
     }
-    try:
-        return pydantic.TypeAdapter(kind).validate_python(values)
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"head_options: {error}") from error
+    return building.head_config(find_head(config), values, config.head_options)
 
 
 def build_model(config: DetectConfig) -> Any:
@@ -187,29 +148,9 @@ def build_model(config: DetectConfig) -> Any:
         >>> build_model(config).output["boxes"].shape  # doctest: +SKIP
         (None, 3234, 4)
     """
-    from keras_lightnets import create_model, get_spec, heads
-    from keras_lightnets.tasks import loop
-
     config = with_labels(config)
     chosen = head_config(config)
-    levels = [level.name for level in get_spec(config.backbone).levels]
-    endpoints = heads.pick_endpoints(config.head, levels)
-    frozen = config.freeze or ""
-    if frozen in levels and frozen not in endpoints:
-        endpoints = (frozen, *endpoints)
-    with loop.precision(config.precision):
-        backbone = create_model(
-            config.backbone,
-            include_top=False,
-            weights=config.weights,
-            input_shape=(config.image_size, config.image_size, 3),
-            endpoints=endpoints,
-            **config.backbone_options,
-        )
-        model = heads.attach(backbone, config.head, chosen, name="detector")
-    loop.set_norm_momentum(model, config.bn_momentum)
-    loop.freeze(backbone, config.freeze, config.freeze_bn)
-    return model
+    return building.build_dense(config, config.head, chosen, "detector")
 
 
 def make_loss(
@@ -224,12 +165,7 @@ def make_loss(
         loss(y_true, y_pred) on the dicts that `batches` and the model give; a
         scalar tensor.
     """
-    parts = losses(with_labels(config))
-
-    def loss(y_true: Mapping[str, Any], y_pred: Mapping[str, Any]) -> Any:
-        return sum(part(y_true[key], y_pred[key]) for key, part in parts.items())
-
-    return loss
+    return joined_loss(losses(with_labels(config)))
 
 
 def losses(config: DetectConfig) -> dict[str, Any]:

@@ -1,17 +1,15 @@
 """Objects in pictures: from a model's raw outputs to boxes in picture pixels."""
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_lightnets.tasks import metrics
-from keras_lightnets.tasks.data import images
 from keras_lightnets.tasks.data.coco import CocoDataset
+from keras_lightnets.tasks.framework import same_classes
+from keras_lightnets.tasks.pictures import Answer, answer_all
 from keras_lightnets.tools import runtime
 
 # uint8 (batch, height, width, 3) -> {"boxes": (batch, N, 4), "scores": (batch, N, K)}
@@ -33,21 +31,6 @@ class Limits:
     score: float = 0.001
     iou: float = 0.55
     count: int = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What was found in one image of a list.
-
-    Attributes:
-        index: Place in the list.
-        image: (H, W, 3) uint8 RGB.
-        objects: Boxes in the image's pixels.
-    """
-
-    index: int
-    image: np.ndarray
-    objects: runtime.Detections
 
 
 def batch_finder(
@@ -95,58 +78,7 @@ def _place(found: runtime.Detections, place: runtime.Placement) -> runtime.Detec
     return runtime.Detections(place.to_pixels(found.boxes), found.scores, found.labels)
 
 
-def find_in(
-    count: int,
-    read: Callable[[int], np.ndarray],
-    find: Finder,
-    *,
-    batch_size: int = 16,
-    workers: int = 2,
-) -> Iterator[Found | images.ImageError]:
-    """Find objects in a list of images; reads the next batch meanwhile.
-
-    Args:
-        count: Number of images.
-        read: Place in the list -> image.
-        find: The finder.
-        batch_size: Images per call of the finder.
-        workers: Threads that read.
-
-    Yields:
-        Per image, in order, what was found, or why it could not be read.
-    """
-
-    def load(index: int) -> Any:
-        try:
-            return index, read(index)
-        except images.ImageError as error:
-            return error
-
-    def submit(pool: ThreadPoolExecutor, indices: Sequence[int]) -> list[Any]:
-        return [pool.submit(load, index) for index in indices]
-
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="read") as pool:
-        starts = range(0, count, batch_size)
-        groups = (range(i, min(i + batch_size, count)) for i in starts)
-        ahead = [submit(pool, group) for group in itertools.islice(groups, 2)]
-        while ahead:
-            loaded = [job.result() for job in ahead.pop(0)]
-            ahead += [submit(pool, group) for group in itertools.islice(groups, 1)]
-            yield from _found(loaded, find)
-
-
-def _found(loaded: Sequence[Any], find: Finder) -> Iterator[Found | images.ImageError]:
-    good = [item for item in loaded if not isinstance(item, images.ImageError)]
-    objects = iter(find([image for _, image in good]) if good else [])
-    for item in loaded:
-        if isinstance(item, images.ImageError):
-            yield item
-        else:
-            index, image = item
-            yield Found(index=index, image=image, objects=next(objects))
-
-
-def coco_rows(found: Found, image_id: Any, category_ids: Sequence[int]) -> list[dict]:
+def coco_rows(found: Answer, image_id: Any, category_ids: Sequence[int]) -> list[dict]:
     """Write what was found as COCO results.
 
     Args:
@@ -157,7 +89,7 @@ def coco_rows(found: Found, image_id: Any, category_ids: Sequence[int]) -> list[
     Returns:
         "image_id", "category_id", "bbox" (x, y, width, height), "score".
     """
-    objects = found.objects
+    objects = found.result
     sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
     corners = np.concatenate([objects.boxes[:, :2], sides], axis=1)
     return [
@@ -206,10 +138,12 @@ def evaluate(
     def read(index: int) -> np.ndarray:
         return dataset.sample(index)[0]
 
-    stream = find_in(len(dataset), read, find, batch_size=batch_size, workers=workers)
+    stream = answer_all(
+        len(dataset), read, find, batch_size=batch_size, workers=workers
+    )
     for index, item in enumerate(stream):
         image_id = dataset.records[index].image_id
-        if isinstance(item, Found):
+        if isinstance(item, Answer):
             rows += coco_rows(item, image_id, order)
         else:
             skipped.add(image_id)
@@ -231,43 +165,5 @@ def category_order(labels: Sequence[str], dataset: CocoDataset) -> list[int]:
     Raises:
         ValueError: If the names differ; those that only one side has are listed.
     """
-    ids = dict(zip(dataset.names, dataset.category_ids, strict=True))
-    lost = [name for name in labels if name not in ids]
-    extra = [name for name in ids if name not in labels]
-    if lost or extra:
-        raise ValueError(
-            f"The model and {dataset.annotations} have different classes. Only the "
-            f"model has: {', '.join(lost) or 'none'}. Only the data has: "
-            f"{', '.join(extra) or 'none'}. Evaluate on data with the classes that the "
-            "model was trained on, or train it anew."
-        )
-    return [ids[name] for name in labels]
-
-
-def list_pictures(paths: Sequence[str]) -> list[Path]:
-    """Return image files; a folder stands for all pictures in and below it.
-
-    Args:
-        paths: Files and folders.
-
-    Returns:
-        Sorted within each folder.
-
-    Raises:
-        ValueError: If a path does not exist or a folder holds no picture.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in images.EXTENSIONS
-            )
-            if not inside:
-                legal = ", ".join(images.EXTENSIONS)
-                raise ValueError(f"The folder {path} holds no picture ({legal}).")
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise ValueError(f"No picture or folder at {path}.")
-    return files
+    order = same_classes(labels, dataset.names, dataset.source)
+    return [dataset.category_ids[index] for index in order]

@@ -1,4 +1,4 @@
-"""Curves as PNG files and boxes drawn on pictures."""
+"""Curves as PNG files; boxes and masks drawn on pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,6 +101,61 @@ def draw_boxes(
         font = cv2.FONT_HERSHEY_SIMPLEX
         cv2.putText(canvas, text, place, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
     return canvas
+
+
+def mask_colours(count: int) -> np.ndarray:
+    """Return a colour per class, uint8 (count, 3): the palette, then spread hues."""
+    rng = np.random.default_rng(0)
+    more = rng.integers(40, 240, (max(0, count - len(COLOURS)), 3))
+    return np.concatenate([np.array(COLOURS), more])[:count].astype(np.uint8)
+
+
+def draw_mask(
+    image: np.ndarray, labels: np.ndarray, names: Sequence[str], opacity: float = 0.55
+) -> np.ndarray:
+    """Colour a picture by class, with a legend of the classes it shows.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) classes.
+        names: Class names.
+        opacity: Of the colours, 0..1.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    import cv2
+
+    palette = mask_colours(len(names))
+    mixed = image * (1.0 - opacity) + palette[labels] * opacity
+    canvas = np.ascontiguousarray(np.rint(mixed).astype(np.uint8))
+    scale = max(0.35, max(image.shape[:2]) / 1400)
+    step = max(12, round(34 * scale))
+    for row, label in enumerate(np.unique(labels)):
+        top = row * step
+        colour = tuple(int(v) for v in palette[label])
+        corner = (step - 2, top + step - 2)
+        cv2.rectangle(canvas, (2, top + 2), corner, colour, cv2.FILLED)
+        place, font = (step + 2, top + step - 4), cv2.FONT_HERSHEY_SIMPLEX
+        for shade, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            text = names[int(label)]
+            cv2.putText(canvas, text, place, font, scale, shade, width, cv2.LINE_AA)
+    return canvas
+
+
+def save_mask(path: Path, labels: np.ndarray) -> None:
+    """Write classes as a PNG of numbers with a palette, as masks are read.
+
+    Args:
+        path: .png file.
+        labels: (H, W) classes, 0..255.
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(mask_colours(256).ravel().tolist())
+    with atomic_file(path) as part:
+        picture.save(part, format="PNG")
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:

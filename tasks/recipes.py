@@ -42,6 +42,72 @@ RECIPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "freeze": "c2",
         },
     },
+    "segment": {
+        # From published weights on hundreds to some thousand images.
+        "finetune": {
+            "epochs": 60,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-4,
+            "warmup_epochs": 2.0,
+            "bn_momentum": 0.97,
+        },
+        "scratch": {
+            "weights": None,
+            "epochs": 300,
+            "batch_size": 16,
+            "optimizer": "sgd",
+            "learning_rate": 0.05,
+            "weight_decay": 4e-5,
+            "warmup_epochs": 3.0,
+            "bn_momentum": 0.97,
+        },
+        # Minutes on a laptop: early stages stay as published.
+        "demo": {
+            "epochs": 20,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "learning_rate": 2e-3,
+            "weight_decay": 1e-4,
+            "warmup_epochs": 1.0,
+            "bn_momentum": 0.9,
+            "freeze": "c2",
+        },
+    },
+    "classify": {
+        "finetune": {
+            "epochs": 30,
+            "batch_size": 32,
+            "optimizer": "adamw",
+            "learning_rate": 5e-4,
+            "weight_decay": 1e-4,
+            "warmup_epochs": 1.0,
+            "bn_momentum": 0.97,
+        },
+        "scratch": {
+            "weights": None,
+            "epochs": 300,
+            "batch_size": 64,
+            "optimizer": "sgd",
+            "learning_rate": 0.1,
+            "weight_decay": 4e-5,
+            "warmup_epochs": 5.0,
+            "augment": "inception",
+            "bn_momentum": 0.97,
+        },
+        # Minutes on a laptop: only the last stage and the classifier learn.
+        "demo": {
+            "epochs": 8,
+            "batch_size": 16,
+            "optimizer": "adamw",
+            "learning_rate": 2e-3,
+            "weight_decay": 1e-4,
+            "warmup_epochs": 1.0,
+            "bn_momentum": 0.9,
+            "freeze": "c4",
+        },
+    },
 }
 
 
@@ -49,7 +115,7 @@ def recipe(task: str, name: str) -> dict[str, Any]:
     """Return a recipe's options.
 
     Args:
-        task: "detect".
+        task: "detect", "segment" or "classify".
         name: Name of the recipe.
 
     Returns:

@@ -74,7 +74,74 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-class Augment:
+class Changes:
+    """A preset's transforms, built once per thread: a transform holds random state.
+
+    Args:
+        preset: A key of the table, or a `Preset`.
+        presets: The table.
+        target: (height, width) of the result.
+        fit: How images are resized.
+        fits: Legal values of `fit`.
+
+    Raises:
+        ValueError: If the preset or the fit is unknown.
+    """
+
+    def __init__(
+        self,
+        preset: "str | Preset",
+        presets: "Mapping[str, Preset]",
+        target: tuple[int, int],
+        fit: str,
+        fits: tuple[str, ...] = images.FITS,
+    ) -> None:
+        if isinstance(preset, str):
+            if preset not in presets:
+                raise unknown("augmentation preset", preset, presets)
+            preset = presets[preset]
+        if fit not in fits:
+            raise unknown("fit", fit, fits)
+        self.preset = preset
+        self.target = target
+        self.fit = fit
+        self._local = threading.local()
+
+    def apply(self, part: str, generators: "Generators", data: "Data") -> "Data":
+        """Run this thread's transforms one after the other.
+
+        `albumentations.Compose` would check and convert the boxes several times over,
+        in Python, for which threads must wait on each other: three times the cost.
+
+        Args:
+            part: "geometry" or "colour".
+            generators: What the transforms draw from.
+            data: "image", uint8 (H, W, 3), and what changes with it: "bboxes", (M, 4
+                or more), shares of the sides, then what they carry; "mask", (H, W).
+
+        Returns:
+            The same, changed; boxes may leave the image.
+        """
+        steps: list[Any] | None = getattr(self._local, part, None)
+        if steps is None:
+            steps = [_build(op) for op in getattr(self.preset, part)]
+            setattr(self._local, part, steps)
+        for step in steps:
+            step.set_random_state(*generators)
+            data = step(**data)
+        return data
+
+
+Generators = tuple[np.random.Generator, random.Random]
+Data = dict[str, Any]
+
+
+def generators_of(seed: int) -> Generators:
+    """Return the two generators that albumentations draws from."""
+    return np.random.default_rng(seed), random.Random(seed)
+
+
+class Augment(Changes):
     """Changes, then resizes, an image and its boxes.
 
     The result depends on the arguments and the seed only, not on the thread or on
@@ -100,17 +167,8 @@ class Augment:
     def __init__(
         self, preset: str | Preset, target: tuple[int, int], fit: str = "stretch"
     ) -> None:
-        if isinstance(preset, str):
-            if preset not in PRESETS:
-                raise unknown("augmentation preset", preset, PRESETS)
-            preset = PRESETS[preset]
-        if fit not in images.FITS:
-            raise unknown("fit", fit, images.FITS)
-        self.preset = preset
-        self.target = target
-        self.fit = fit
+        super().__init__(preset, PRESETS, target, fit)
         self._meta = Meta(labels=(), size=target, resize=fit)
-        self._local = threading.local()
 
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, seed: int
@@ -127,28 +185,20 @@ class Augment:
             its pixels, all of them at least `LEAST_SIDE` wide and high; and kept,
             int64 (K,), the rows of the given boxes they come from.
         """
-        generators = np.random.default_rng(seed), random.Random(seed)
+        generators = generators_of(seed)
         kept = np.arange(len(boxes))
         if self.preset.geometry:
             size = np.array(image.shape[1::-1] * 2)
             rows = np.concatenate([boxes / size, kept[:, None]], 1).astype(np.float32)
-            steps = self._steps("geometry")
-            image, rows = _apply(steps, generators, image, rows)
-            boxes, kept = _visible(rows, image.shape[:2])
+            data = self.apply("geometry", generators, {"image": image, "bboxes": rows})
+            image = data["image"]
+            boxes, kept = _visible(data["bboxes"], image.shape[:2])
         image, placement = prepare(image, self._meta)
         boxes = place_boxes(boxes, placement)
         if self.preset.colour:
-            image, _ = _apply(self._steps("colour"), generators, image, boxes[:0])
+            image = self.apply("colour", generators, {"image": image})["image"]
         big = ((boxes[:, 2:] - boxes[:, :2]) >= LEAST_SIDE).all(1)
         return image, boxes[big], kept[big]
-
-    def _steps(self, part: str) -> list[Any]:
-        """Return this thread's transforms; a transform holds random state."""
-        steps: list[Any] | None = getattr(self._local, part, None)
-        if steps is None:
-            steps = [_build(op) for op in getattr(self.preset, part)]
-            setattr(self._local, part, steps)
-        return steps
 
 
 def place_boxes(boxes: np.ndarray, placement: Placement) -> np.ndarray:
@@ -175,41 +225,25 @@ def _albumentations() -> Any:
     return albumentations
 
 
+def _own_transforms() -> dict[str, Callable[[], Any]]:
+    """Return what makes the transforms that albumentations lacks, by name."""
+    from keras_lightnets.tasks.data import label_augment
+
+    return {
+        "IoUCrop": _iou_crop_class,
+        "ScaledCrop": label_augment.scaled_crop_class,
+        "RandAugment": lambda: label_augment.rand_augment,
+    }
+
+
 def _build(op: Op) -> Any:
     library = _albumentations()
-    own: dict[str, Callable[[], type]] = {"IoUCrop": _iou_crop_class}
+    own = _own_transforms()
     if op.name not in own and not hasattr(library, op.name):
         names = [n for n in dir(library) if n[0].isupper()]
         raise unknown("albumentations transform", op.name, [*own, *names])
     make = own[op.name]() if op.name in own else getattr(library, op.name)
     return make(**op.options)
-
-
-def _apply(
-    steps: list[Any],
-    generators: tuple[np.random.Generator, random.Random],
-    image: np.ndarray,
-    rows: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Run transforms one after the other.
-
-    `albumentations.Compose` would check and convert the boxes several times over,
-    in Python, for which threads must wait on each other: three times the cost.
-
-    Args:
-        steps: The transforms.
-        generators: What they draw from, one after the other.
-        image: uint8 (H, W, 3).
-        rows: (M, 4 or more), boxes in shares of the sides, then what they carry.
-
-    Returns:
-        The image, and the rows; boxes may leave the image.
-    """
-    data: dict[str, Any] = {"image": image, "bboxes": rows}
-    for step in steps:
-        step.set_random_state(*generators)
-        data = step(**data)
-    return data["image"], data["bboxes"]
 
 
 def _visible(rows: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_lightnets.tasks.data import checks, images
 from keras_lightnets.tasks.data.checks import DatasetError, Problem, Report
+from keras_lightnets.tasks.data.records import RecordSet
 
 # Boxes that leave the image by no more than this many pixels are rounding of the
 # annotation tool: clipped without being reported.
@@ -39,7 +40,7 @@ class Record:
     areas: np.ndarray
 
 
-class CocoDataset:
+class CocoDataset(RecordSet):
     """A COCO data set, read lazily.
 
     Args:
@@ -70,8 +71,10 @@ class CocoDataset:
         if any(checks.KINDS[p.kind].action is None for p in self._problems):
             raise DatasetError(self.check())
 
-    def __len__(self) -> int:
-        return len(self.records)
+    @property
+    def source(self) -> str:
+        """The annotation file."""
+        return str(self.annotations)
 
     def check(self, strict: bool = False, decode: bool | None = None) -> Report:
         """List all problems of the annotations and of the image files.
@@ -95,14 +98,6 @@ class CocoDataset:
             found.append(Problem("no_images", str(self.annotations), text))
         source = str(self.annotations)
         return checks.make_report(found, self._listed, strict, source)
-
-    def without(self, image_ids: frozenset[Any] | set[Any]) -> "CocoDataset":
-        """Return the data set less some images, as `report.left_out` names them."""
-        other = object.__new__(CocoDataset)
-        other.__dict__.update(self.__dict__)
-        kept = [r for r in self.records if r.image_id not in image_ids]
-        other.records = tuple(kept)
-        return other
 
     def path(self, index: int) -> Path:
         """Return the path of an image file."""

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     ),
     "keras_lightnets.tasks": (
         rf"{PUBLIC}|{PRIVATE}|keras_lightnets\.(heads|tasks).*"
-        r"|keras_lightnets\.tools\.runtime"
+        r"|keras_lightnets\.tools\.runtime(_labels)?"
     ),
     "keras_lightnets.tools": rf"{PUBLIC}|{PRIVATE}|keras_lightnets\.(heads|tools).*",
 }
