@@ -140,7 +140,8 @@ RULE = dataclasses.replace(IMAGENET, interpolation="bilinear")
 def _weights(name: str, top1: float) -> Weights:
     return Weights(
         tag="authors_in1k",
-        url=f"http://www.svcl.ucsd.edu/projects/micronet/assets/micronet-{name}.pth",
+        # The authors link it by http, which nothing would protect: no hash is given.
+        url=f"https://www.svcl.ucsd.edu/projects/micronet/assets/micronet-{name}.pth",
         format="pth",
         layout="authors",
         licence="MIT",
