@@ -47,9 +47,8 @@ def activate(x: Any, kind: str, name: str) -> Any:
     if kind == "relu6":
         return layers.ReLU(max_value=6.0, name=name)(x)
     if kind == "prelu":
-        shared = [1, 2]
-        start = "zeros"
-        return layers.PReLU(alpha_initializer=start, shared_axes=shared, name=name)(x)
+        start = initializers.Constant(0.25)  # He et al. 2015, section 2.1
+        return layers.PReLU(start, shared_axes=[1, 2], name=name)(x)
     return layers.Activation(kind, name=name)(x)
 
 
