@@ -65,9 +65,22 @@ def load_model(path: str | os.PathLike[str], *, compile: bool = False) -> Any:
     return keras.saving.load_model(path, compile=compile)
 
 
+# Where classes stand that Keras must know to load a file.
+_REGISTERED = (
+    "heads.losses",
+    "heads.seg_losses",
+    "layers.fusion",
+    "layers.grouped",
+    "layers.learned_group",
+    "layers.norm",
+    "layers.select",
+    "layers.weightnet",
+)
+
+
 def _register() -> None:
     """Import what Keras must know to load a file."""
-    for name in ("layers.fusion", "layers.grouped", "layers.norm", "heads.losses"):
+    for name in _REGISTERED:
         importlib.import_module(f"keras_lightnets.{name}")
 
 

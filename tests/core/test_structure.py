@@ -126,6 +126,17 @@ def test_tensorflow_stays_in_tools_data_and_two_layers():
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_class_that_files_name_is_imported_with_the_package():
+    import keras_lightnets
+
+    registers = [
+        name.removeprefix("keras_lightnets.")
+        for path, name, _ in trees()
+        if "@keras.saving.register_keras_serializable" in path.read_text("utf-8")
+    ]
+    assert sorted(registers) == sorted(keras_lightnets._REGISTERED)
+
+
 def test_tf_keras_is_never_reached_through_tensorflow():
     wrong = [str(p) for p in FILES if re.search(r"\btf\.keras\b", p.read_text("utf-8"))]
     assert not wrong, "use keras or tf_keras"
