@@ -8,6 +8,7 @@ from keras import layers
 
 from keras_lightnets._blocks import Block
 from keras_lightnets._residual import ResidualSpec, Row, resized
+from keras_lightnets.layers.channels import channel_pad
 from keras_lightnets.layers.conv import activate, conv_bn, residual
 from keras_lightnets.layers.pool import max_pool
 from keras_lightnets.layers.stride import DilatedStride
@@ -36,8 +37,9 @@ class Spatial:
     block: Block[Row]
 
 
-Convolve = Callable[[Any, ResidualSpec, Spatial], Any]
-Attend = Callable[[Any, ResidualSpec, Block[Row]], Any]
+# Both take the tensor and the family's own spec first.
+Convolve = Callable[[Any, Any, Spatial], Any]
+Attend = Callable[[Any, Any, Block[Row]], Any]
 
 
 def plain_spatial(x: Any, spec: ResidualSpec, conv: Spatial) -> Any:
@@ -210,7 +212,4 @@ def _padded(x: Any, block: Block[Row], step: int, part: str) -> Any:
     if step > 1:
         x = layers.MaxPooling2D(1, strides=step, name=f"{part}_pool")(x)
     before = (block.out - block.channels) // 2
-    pads = ((0, 0), (before, block.out - block.channels - before))
-    # Read as channels first, the channels stand where a plain layer pads.
-    pad = layers.ZeroPadding2D(pads, "channels_first", name=f"{part}_pad")
-    return pad(x)
+    return channel_pad(x, before, block.out - block.channels - before, part)
