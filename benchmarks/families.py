@@ -2,26 +2,21 @@
 
 Run with: python benchmarks/families.py   (kimm: pip install --no-deps kimm)
 
-Each network predicts in a process of its own, as in train_step.py; rounds are
-interleaved and only one process works at a time, so a busy moment of the machine
-meets every side. One batch in memory is seen again: reading it is not part of it.
+One batch in memory is seen again: reading it is not part of it. Each package works
+in a process of its own, as `turns` has it.
 """
 
 import argparse
-import contextlib
-import importlib
-import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import page
-from train_step import SOURCES
+import turns
 
 OWN, KERAS, KIMM = "keras_lightnets", "keras.applications", "kimm"
 # Network -> package -> what it is called there.
@@ -48,65 +43,26 @@ NETWORKS = {
 }
 
 
-def work(package: str, function: str, size: int, batch: int, pipe: Connection) -> None:
-    """For every True that arrives send milliseconds per layer and per image."""
-    import keras
-
-    module, options = SOURCES[package]
-    function = getattr(importlib.import_module(module), function)
-
-    def build() -> keras.Model:
-        return function(
-            input_shape=(size, size, 3),
-            weights=None,
-            classifier_activation=None,
-            **options,
-        )
-
+def prepare(
+    package: str, function: str, size: int, batch: int
+) -> Callable[[], tuple[float, float]]:
+    """Return what measures milliseconds per layer (build) and per image (predict)."""
     # The first build of a process starts the backend.
-    model = build()
+    model = turns.build(package, function, size)
     x = np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype("float32")
     model.predict(x, batch_size=batch, verbose=0)
-    pipe.send(None)
-    while pipe.recv():
+
+    def measure() -> tuple[float, float]:
         start = time.perf_counter()
-        built = build()
+        built = turns.build(package, function, size)
         middle = time.perf_counter()
-        layers = len(built.layers)
         for _ in range(4):
             model.predict(x, batch_size=batch, verbose=0)
         end = time.perf_counter()
-        pipe.send((1000 * (middle - start) / layers, 250 * (end - middle) / batch))
+        layers = len(built.layers)
+        return 1000 * (middle - start) / layers, 250 * (end - middle) / batch
 
-
-@contextlib.contextmanager
-def workers(functions: dict[str, str], size: int, batch: int) -> Iterator[dict]:
-    """Start a process per package, wait until it has built, end it afterwards."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for package, function in functions.items():
-        pipes[package], theirs = context.Pipe()
-        arguments = (package, function, size, batch, theirs)
-        processes.append(context.Process(target=work, args=arguments))
-        processes[-1].start()
-        pipes[package].recv()
-    yield pipes
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send(False)
-        process.join()
-
-
-def measure(
-    functions: dict[str, str], size: int, batch: int, rounds: int
-) -> dict[str, list[tuple[float, float]]]:
-    """Return (ms per layer, ms per image) of each package, round by round."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
-    with workers(functions, size, batch) as pipes:
-        for _ in range(rounds):
-            for package, pipe in pipes.items():
-                pipe.send(True)
-                times[package].append(pipe.recv())
-    return times
+    return measure
 
 
 def rows_of(network: str, times: dict[str, list[tuple[float, float]]]) -> list[dict]:
@@ -142,7 +98,9 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for network in args.only or NETWORKS:
-        times = measure(NETWORKS[network], args.size, args.batch, args.rounds)
+        times = turns.take_turns(
+            prepare, NETWORKS[network], (args.size, args.batch), args.rounds
+        )
         for row in rows_of(network, times):
             rows.append(row)
             print(row, flush=True)

@@ -2,34 +2,21 @@
 
 Run with: python benchmarks/train_step.py   (kimm: pip install --no-deps kimm)
 
-Each network is trained by the same `fit` on the same arrays, each in a process of
-its own as a user trains it: in a shared one, memory that the first network freed
-makes the later ones faster. Rounds are interleaved and only one process works at a
-time, so a busy moment of the machine meets every side.
+Each network is trained by the same `fit` on the same arrays, as `turns` has it.
 """
 
 import argparse
-import contextlib
-import importlib
-import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import page
+import turns
 
-SOURCES = {
-    "keras_lightnets": ("keras_lightnets", {"include_preprocessing": False}),
-    "keras.applications": ("keras.applications", {}),
-    "kimm": ("kimm.models", {"include_preprocessing": False}),
-    # Our network of Keras' own layers: neither publisher above has grouped ones.
-    "keras layers": ("keras_lightnets", {"include_preprocessing": False}),
-}
 # Network -> package -> what it is called there.
 NETWORKS = {
     "MobileNetV2": {
@@ -45,23 +32,11 @@ NETWORKS = {
 }
 
 
-def train(package: str, function: str, size: int, batch: int, pipe: Connection) -> None:
-    """Build a network, then train one round for every True that arrives.
-
-    Sends the images per second of each round.
-    """
+def prepare(package: str, function: str, size: int, batch: int) -> Callable[[], float]:
+    """Build a network; return what trains it and returns the images per second."""
     import keras
 
-    module, options = SOURCES[package]
-    build = getattr(importlib.import_module(module), function)
-    model = build(
-        input_shape=(size, size, 3),
-        weights=None,
-        classifier_activation=None,
-        **options,
-    )
-    if package == "keras layers":
-        model = keras.models.clone_model(model, clone_function=as_keras_has_it)
+    model = turns.build(package, function, size)
     rng = np.random.default_rng(0)
     # Two batches, seen again: reading the arrays must not be part of the step.
     epochs = 4 if size < 128 else 2
@@ -73,49 +48,13 @@ def train(package: str, function: str, size: int, batch: int, pipe: Connection) 
         jit_compile=False,
     )
     model.fit(x, y, batch_size=batch, verbose=0)
-    pipe.send(None)
-    while pipe.recv():
+
+    def measure() -> float:
         start = time.perf_counter()
         model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
-        pipe.send(epochs * len(x) / (time.perf_counter() - start))
+        return epochs * len(x) / (time.perf_counter() - start)
 
-
-def as_keras_has_it(layer):
-    """Return the Keras layer that one of ours makes faster, others anew."""
-    import keras
-
-    kind = getattr(keras.layers, type(layer).__name__)
-    return kind.from_config(layer.get_config())
-
-
-@contextlib.contextmanager
-def trainers(functions: dict[str, str], size: int, batch: int) -> Iterator[dict]:
-    """Start a process per package, wait until it has built, end it afterwards."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for package, function in functions.items():
-        pipes[package], theirs = context.Pipe()
-        arguments = (package, function, size, batch, theirs)
-        processes.append(context.Process(target=train, args=arguments))
-        processes[-1].start()
-        pipes[package].recv()
-    yield pipes
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send(False)
-        process.join()
-
-
-def measure(
-    functions: dict[str, str], size: int, batch: int, rounds: int
-) -> dict[str, list[float]]:
-    """Return images per second of each package, one list entry per round."""
-    speeds: dict[str, list[float]] = {package: [] for package in functions}
-    with trainers(functions, size, batch) as pipes:
-        for _ in range(rounds):
-            for package, pipe in pipes.items():
-                pipe.send(True)
-                speeds[package].append(pipe.recv())
-    return speeds
+    return measure
 
 
 def main() -> None:
@@ -128,7 +67,7 @@ def main() -> None:
     for setting in args.only:
         size, batch = (int(v) for v in setting.split("x"))
         for network, functions in NETWORKS.items():
-            speeds = measure(functions, size, batch, args.rounds)
+            speeds = turns.take_turns(prepare, functions, (size, batch), args.rounds)
             own = speeds["keras_lightnets"]
             for package, values in speeds.items():
                 ratios = [a / b for a, b in zip(own, values, strict=True)]
