@@ -62,6 +62,24 @@ def plot_precision(curve: Sequence[float], recalls: np.ndarray, path: Path) -> N
     _save(figure, path)
 
 
+def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draw which class was taken for which, as shares of the true class.
+
+    Args:
+        counts: Rows of true, columns of found classes.
+        names: Class names.
+        path: PNG file to write.
+    """
+    figure, (axis,) = _panels(1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    if len(names) <= 30:
+        axis.set_xticks(range(len(names)), names, rotation=90)
+        axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel="found", ylabel="true", title="confusion")
+    _save(figure, path)
+
+
 def draw_boxes(
     image: np.ndarray,
     boxes: np.ndarray,

@@ -133,7 +133,7 @@ def prepare(image: np.ndarray, meta: Any) -> tuple[np.ndarray, runtime.Placement
     ratio = max(least[0] / height, least[1] / width)
     inner = (int(height * ratio + 1e-6), int(width * ratio + 1e-6))
     whole = resample(image, inner, meta.interpolation)
-    top, left = round((inner[0] - tall) / 2), round((inner[1] - wide) / 2)
+    top, left = (inner[0] - tall) // 2, (inner[1] - wide) // 2
     scale = (inner[1] / width, inner[0] / height)
     fitted = np.ascontiguousarray(whole[top : top + tall, left : left + wide])
     return fitted, runtime.Placement(scale, (-left, -top), meta.size, (height, width))

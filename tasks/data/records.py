@@ -54,7 +54,7 @@ class FileSet(RecordSet):
         self._source = str(source)
         self.names = tuple(names)
         self.records = tuple(records)
-        self._problems = tuple(problems)
+        self.problems = tuple(problems)
 
     @property
     def source(self) -> str:
@@ -78,7 +78,7 @@ class FileSet(RecordSet):
         files = [
             checks.File(r.path, r.file_name, None, r.image_id) for r in self.records
         ]
-        found = [*self._problems, *checks.check_files(files, decode)]
+        found = [*self.problems, *checks.check_files(files, decode)]
         bad = {p.image_id for p in found if p.image_id is not None}
         everything = len(files) <= checks.DECODE_LIMIT if decode is None else decode
         found += self.without(bad).labels_found(everything)
