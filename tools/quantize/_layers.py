@@ -107,6 +107,11 @@ def _grouped_layer() -> Any:
 
 
 def _resize(tf: Any, x: Any, size: Any, method: str) -> Any:
+    whole = all(new % old == 0 for new, old in zip(size, x.shape[1:3], strict=True))
+    if method == "nearest" and whole:
+        # Whole factors give the same with and without half-pixel centres; the
+        # version of the operation without them is older, and the Edge TPU takes it.
+        return tf.raw_ops.ResizeNearestNeighbor(images=x, size=tuple(size))
     return tf.image.resize(x, tuple(size), method=method)
 
 

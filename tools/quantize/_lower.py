@@ -288,6 +288,21 @@ def average(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
     return low.constant("scale", layer.name, x, 1.0 / len(tensors))
 
 
+def weighted_sum(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
+    """WeightedFusion as scales and additions, its shares fixed from here on."""
+    shares = _array(layer.shares())
+    scaled = [
+        low.constant("scale", f"{layer.name}_share{i}", x, share)
+        for i, (x, share) in enumerate(zip(args[0], shares, strict=True), 1)
+        if share > 0
+    ]
+    if not scaled:
+        raise UnsupportedLayerError(
+            f"All shares of {layer.name!r} are 0. Train the network further."
+        )
+    return merge("add")(low, layer, [scaled], shape)
+
+
 def concat(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
     """Concatenate along any axis but the batch."""
     tensors = args[0] if isinstance(args[0], list | tuple) else args
@@ -390,6 +405,7 @@ LAYERS: dict[str, Callable[..., str]] = {
     "Maximum": merge("maximum"),
     "Minimum": merge("minimum"),
     "Average": average,
+    "WeightedFusion": weighted_sum,
     "Concatenate": concat,
     "Activation": activation_layer,
     "ReLU": relu,

@@ -47,9 +47,11 @@ def fold_norms(graph: Graph) -> None:
     """Fold each batch normalisation into the convolution that alone feeds it.
 
     The step's config gets "norm"; what stands alone becomes a 1x1 depthwise
-    convolution, or a scale and an offset on rank 2. A layer that is used several
-    times keeps its normalisations.
+    convolution, or a scale and an offset on rank 2. Where a convolution is used
+    several times with a normalisation behind it, each use gets weights of its own; a
+    normalisation that is used several times stays.
     """
+    _untie(graph)
     readers, shared = graph.consumers(), graph.shared_steps()
     for step in list(graph):
         if step.kind != "batch_norm" or step.name in shared:
@@ -62,6 +64,26 @@ def fold_norms(graph: Graph) -> None:
                 graph.remove(step.name)
             continue
         _alone(graph, step, norm)
+
+
+def _untie(graph: Graph) -> None:
+    """Give the uses of a convolution that are normalised one by one steps of their own.
+
+    A normalisation that cannot be folded costs an operation, and the values in front
+    of it, whose channels differ in scale, would share one range of int8.
+    """
+    readers, shared = graph.consumers(), graph.shared_steps()
+    uses: dict[str, list[Step]] = {}
+    for step in graph:
+        uses.setdefault(step.shared or step.name, []).append(step)
+    for first, steps in uses.items():
+        after = [graph.sole_consumer(step.name, readers) for step in steps]
+        if steps[0].kind in FOLDABLE and any(
+            a is not None and a.kind == "batch_norm" and a.name not in shared
+            for a in after
+        ):
+            for step in steps[1:]:
+                step.weights, step.shared = dict(graph.steps[first].weights), None
 
 
 def expand_hard_swish(graph: Graph) -> None:

@@ -100,8 +100,12 @@ class QatModel:
         return (pixels - float(self.graph.raw_zero_point)) * self.graph.raw_scale
 
     def source_weights(self) -> dict[str, dict[str, np.ndarray]]:
-        """Return the trained weights by Keras 3 layer and attribute."""
-        found: dict[str, dict[str, np.ndarray]] = {}
+        """Return the trained weights by Keras 3 layer and attribute.
+
+        A convolution whose uses trained apart (see `_passes.fold_norms`) gets their
+        mean.
+        """
+        found: dict[str, dict[str, list[np.ndarray]]] = {}
         for step in self.graph:
             layer = self.layers[step.name]
             if step.source and not step.shared:
@@ -110,13 +114,17 @@ class QatModel:
                     own = {role: getattr(layer, key).numpy() for key, role in names}
                 else:
                     own = dict(zip(step.roles, layer.get_weights(), strict=True))
-                found.setdefault(step.source, {}).update(own)
+                for role, array in own.items():
+                    found.setdefault(step.source, {}).setdefault(role, []).append(array)
             norm = step.config.get("norm")
             if norm is not None and norm.source:
                 found[norm.source] = {
-                    role: getattr(layer, role).numpy() for role in norm.weights
+                    role: [getattr(layer, role).numpy()] for role in norm.weights
                 }
-        return found
+        return {
+            name: {role: np.mean(arrays, axis=0) for role, arrays in roles.items()}
+            for name, roles in found.items()
+        }
 
     def deployed(self, raw: bool = True) -> tuple[Callable[..., Any], Graph]:
         """Return what the TFLite converter traces.

@@ -1,0 +1,80 @@
+"""EfficientDet through the detection task: options, targets, training, files."""
+
+import numpy as np
+import pytest
+
+from keras_lightnets.heads import efficientdet
+from keras_lightnets.tasks import detect, run
+from keras_lightnets.tasks.detector import DetectConfig
+from keras_lightnets.tools import runtime
+
+SMALL = {"channels": 16, "cells": 1, "repeats": 1}
+
+
+@pytest.fixture(scope="module")
+def config(tiny_options, tmp_path_factory):
+    options = {**tiny_options, "head_options": SMALL, "image_size": 128}
+    return DetectConfig(
+        **options,
+        head="efficientdet_lite0",
+        runs=str(tmp_path_factory.mktemp("runs")),
+        name="effdet",
+    )
+
+
+def test_head_name_chooses_the_variant(config):
+    config = config.replace(labels=("blue", "red"), head_options={"channels": 16})
+    head = detect.head_config(config)
+    assert (head.channels, head.cells, head.fusion, head.act) == (16, 3, "sum", "relu6")
+    assert head.anchor_scale == efficientdet.VARIANTS["lite0"].anchor_scale
+    assert (head.classes, head.iou_threshold) == (2, config.nms_iou)
+
+
+def test_model_and_sidecar_fit(config):
+    config = config.replace(labels=("blue", "red"))
+    outputs = detect.build_model(config).output
+    meta = runtime.Meta.from_dict(detect.describe(config))
+    count = 9 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
+    assert meta.anchors.shape == (count, 4)
+    assert (meta.scores, meta.box_weights) == ("sigmoid", (1.0, 1.0, 1.0, 1.0))
+    assert outputs["boxes"].shape == (None, count, 4)
+    assert outputs["scores"].shape == (None, count, 2)
+
+
+def test_perfect_predictor_scores_one(config):
+    """Targets fed back as outputs: encoding, scaling and ids fit together."""
+    config = config.replace(labels=("red", "blue"), nms_iou=0.99)
+    batches = iter(detect.batches(config, "val"))
+
+    def predictor(images):
+        _, targets = next(batches)
+        scores = np.eye(3, dtype="float32")[np.maximum(targets["scores"], 0)]
+        return {"boxes": targets["boxes"][..., :4], "scores": scores[..., 1:] * 40 - 20}
+
+    result = detect.evaluate_fn(config)(predictor)
+    assert result["mAP"] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.train
+def test_trains_quantises_and_exports_with_the_op(config):
+    from keras_lightnets import _deploy
+
+    result = detect.train(config.replace(epochs=20))
+    assert result["best"]["mAP"] > 0.05
+    assert run.find_model(config.folder).is_file()
+    deployed = _deploy.deploy(
+        _deploy.DeployOptions(
+            run=str(config.folder),
+            formats=("edgetpu",),
+            qat_epochs=1,
+            qat_batch_size=4,
+            calibration=8,
+            postprocess=True,
+        )
+    )
+    file = deployed["files"]["edgetpu"]
+    assert file["verification"]["float_ops"] == []
+    assert file["agreement"] > 0.97
+    assert file["postprocess"]["unmatched"] == 0
+    assert file["ops"]["TFLite_Detection_PostProcess"] == 1
+    assert file["metrics"]["mAP"] == pytest.approx(deployed["qat"]["mAP"], abs=0.05)
