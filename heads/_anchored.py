@@ -1,14 +1,19 @@
 """What heads with default boxes share: outputs in rows, decoding, suppression."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from keras import layers
 
+from keras_lightnets._errors import unknown
 from keras_lightnets.heads import boxes as box_ops
-from keras_lightnets.heads import nms
+from keras_lightnets.heads import losses, nms
+
+# Activation of the scores -> columns for the background.
+BACKGROUND_COLUMNS: Mapping[str, int] = {"softmax": 1, "sigmoid": 0}
 
 
 class Anchored(Protocol):
@@ -41,6 +46,99 @@ class Anchored(Protocol):
     @property
     def max_detections(self) -> int:
         """Detections per image at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSDConfig:
+    """What the heads of SSD's kind have in common.
+
+    Attributes:
+        classes: Number of classes, without the background.
+        image_size: Side, or (height, width), of the network's input in pixels.
+        score_activation: "softmax" (background column, multibox loss) or "sigmoid"
+            (no background column, focal loss).
+        padding: "same" or "symmetric" (PyTorch's and Caffe's) in stride-2 layers.
+        bn_epsilon: Added to the variance in batch normalisation.
+        bn_momentum: Share of the old moving statistics kept per step.
+        box_weights: Factors of the box encodings.
+        box_loss: "smooth_l1", "huber" or "giou".
+        prior: Score of every class before training, for "sigmoid".
+        score_threshold: Detections need a score above it.
+        iou_threshold: Overlap above which the lesser box of a class goes.
+        max_detections: Detections per image at most.
+        suppression: "hard" or "soft".
+        class_agnostic: Whether boxes of different classes suppress each other.
+
+    Raises:
+        ValueError: If a value is not legal; the legal ones are listed.
+    """
+
+    classes: int
+    image_size: int | tuple[int, int] = 320
+    score_activation: str = "softmax"
+    padding: str = "same"
+    bn_epsilon: float = 1e-3
+    bn_momentum: float = 0.97
+    box_weights: tuple[float, float, float, float] = box_ops.BOX_WEIGHTS
+    box_loss: str = "smooth_l1"
+    prior: float = 0.01
+    score_threshold: float = 0.001
+    iou_threshold: float = 0.55
+    max_detections: int = 100
+    suppression: str = "hard"
+    class_agnostic: bool = False
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for what, value, legal in (
+            ("score_activation", self.score_activation, BACKGROUND_COLUMNS),
+            ("padding", self.padding, ("same", "symmetric")),
+            ("box_loss", self.box_loss, losses.BOX_KINDS),
+            ("suppression", self.suppression, nms.KINDS),
+        ):
+            if value not in legal:
+                raise unknown(f"{what} of {name}", value, legal)
+        if self.classes < 1 or min(self.size) < 1 or not 0 < self.prior < 1:
+            raise ValueError(
+                f"{name} needs classes >= 1, a positive image_size and 0 < prior < 1. "
+                f"Received: classes={self.classes}, image_size={self.image_size}, "
+                f"prior={self.prior}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the network's input."""
+        return size_of(self.image_size)
+
+    @property
+    def columns(self) -> int:
+        """Number of score columns: classes and, for "softmax", the background."""
+        return self.classes + BACKGROUND_COLUMNS[self.score_activation]
+
+    @property
+    def score_bias(self) -> float:
+        """Initial bias of the scores."""
+        return prior_bias(self.prior if self.score_activation == "sigmoid" else 0.5)
+
+
+def ssd_losses(
+    config: SSDConfig, class_weights: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Return the loss of each output.
+
+    Args:
+        config: The head.
+        class_weights: Factor per class; None: all 1.
+
+    Returns:
+        {"boxes": loss, "scores": loss}: the config's box loss, and multibox (softmax)
+        or focal (sigmoid) loss.
+    """
+    kinds = {"softmax": losses.MultiboxLoss, "sigmoid": losses.FocalLoss}
+    return {
+        "boxes": losses.BoxLoss(config.box_loss, box_weights=config.box_weights),
+        "scores": kinds[config.score_activation](class_weights=class_weights),
+    }
 
 
 def size_of(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -8,7 +8,14 @@ import keras
 
 from keras_lightnets._errors import unknown
 from keras_lightnets._layout import Layout
-from keras_lightnets.heads import _endpoints, deeplab, efficientdet, lraspp, ssdlite
+from keras_lightnets.heads import (
+    _endpoints,
+    deeplab,
+    efficientdet,
+    lraspp,
+    pelee,
+    ssdlite,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +82,16 @@ HEADS: Mapping[str, Head] = {
         config=lraspp.LRASPPConfig,
         endpoints=lraspp.ENDPOINTS,
         layouts=lraspp.LAYOUTS,
+    ),
+    "pelee": DetectionHead(
+        build=pelee.pelee,
+        config=pelee.PeleeConfig,
+        endpoints=pelee.ENDPOINTS,
+        anchors=pelee.default_boxes,
+        losses=pelee.build_losses,
+        decode=pelee.decode,
+        detect=pelee.detect,
+        layouts={},
     ),
     "raspp": SegmentationHead(
         build=lraspp.raspp,

@@ -1,6 +1,7 @@
 """Default boxes of SSD and of RetinaNet's kind, in numpy."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -162,13 +163,16 @@ def anchors_per_cell(config: AnchorConfig) -> tuple[int, ...]:
 
 
 def ssd_anchors(
-    config: AnchorConfig, image_size: tuple[int, int]
+    config: AnchorConfig,
+    image_size: tuple[int, int],
+    grids: Sequence[tuple[int, int]] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return the default boxes of all levels.
 
     Args:
         config: Sizes and shapes.
         image_size: (height, width) of the network's input in pixels.
+        grids: (rows, columns) per level; None: those of `feature_sizes`.
 
     Returns:
         (cx, cy, w, h) as shares of the image's sides, float32, shape (N, 4);
@@ -182,7 +186,7 @@ def ssd_anchors(
         (3234, 4)
     """
     blocks = []
-    grids = feature_sizes(config, image_size)
+    grids = feature_sizes(config, image_size) if grids is None else tuple(grids)
     for (rows, columns), shapes in zip(grids, _shapes(config), strict=True):
         sizes = np.asarray(shapes, "float32")
         if config.clip:

@@ -2,24 +2,30 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from keras import initializers, layers
+from keras import layers
 
 from keras_lightnets._errors import unknown
 from keras_lightnets._layout import Layout, pairs
-from keras_lightnets.heads import _anchored, _endpoints, bifpn, losses, nms
+from keras_lightnets.heads import (
+    _anchored,
+    _endpoints,
+    _tower,
+    bifpn,
+    losses,
+    nms,
+)
 from keras_lightnets.heads._conv import Numerics
 from keras_lightnets.heads.anchors import (
     OctaveAnchorConfig,
     feature_sizes,
     octave_anchors,
 )
-from keras_lightnets.layers import activate
 
 # What the head reads: strides 8, 16 and 32.
 ENDPOINTS = (("c3",), ("c4",), ("c5", "features"))
@@ -246,16 +252,22 @@ def efficientdet(
         "scores": (config.classes, _anchored.prior_bias(config.prior)),
     }
     boxes = config.anchor_config.per_cell
+    tower = _tower.Tower(
+        channels=config.channels,
+        repeats=config.repeats,
+        conv_bias=config.conv_bias,
+        numerics=config.pyramid.numerics,
+    )
     results = {}
     for output, (columns, bias) in outputs.items():
-        predict = _predictor(output, boxes * columns, bias, config)
-        flat = [
-            _anchored.flatten(
-                predict(x, k), boxes, columns, f"head_{output}_level{k}_flat"
-            )
-            for k, x in enumerate(maps, 1)
-        ]
-        results[output] = layers.Concatenate(axis=1, name=f"head_{output}")(flat)
+        name = f"head_{output}"
+        convolve = _tower.build(name, tower)
+        predict = _tower.separable(name, boxes * columns, True, bias)
+        flat = []
+        for k, x in enumerate(maps, 1):
+            y = predict(convolve(x, k))
+            flat.append(_anchored.flatten(y, boxes, columns, f"{name}_level{k}_flat"))
+        results[output] = layers.Concatenate(axis=1, name=name)(flat)
     return results
 
 
@@ -325,50 +337,6 @@ def detect(outputs: Mapping[str, Any], config: EfficientDetConfig) -> nms.Detect
         the image's sides.
     """
     return _anchored.detect(*decode(outputs, config), config)
-
-
-def _predictor(
-    output: str, filters: int, bias: float, config: EfficientDetConfig
-) -> Callable[[Any, int], Any]:
-    """Return the function (map, number of its level) -> raw predictions."""
-    name, numerics = f"head_{output}", config.pyramid.numerics
-    repeats = [
-        _shared(f"{name}_repeat{r}", config.channels, config.conv_bias)
-        for r in range(1, config.repeats + 1)
-    ]
-    last = _shared(name, filters, True, initializers.Constant(bias))
-
-    def predict(x: Any, level: int) -> Any:
-        for r, (depthwise, pointwise) in enumerate(repeats, 1):
-            stem = f"{name}_level{level}_repeat{r}"
-            x = bifpn.normalise(pointwise(depthwise(x)), numerics, stem)
-            x = activate(x, config.act, stem)
-        depthwise, pointwise = last
-        return pointwise(depthwise(x))
-
-    return predict
-
-
-def _shared(
-    name: str, filters: int, bias: bool, bias_initializer: Any = "zeros"
-) -> tuple[Any, Any]:
-    """Return the two layers of a separable convolution that is used several times."""
-    depthwise = layers.DepthwiseConv2D(
-        3,
-        padding="same",
-        use_bias=False,
-        depthwise_initializer=initializers.VarianceScaling(),
-        name=f"{name}_dw_conv",
-    )
-    pointwise = layers.Conv2D(
-        filters,
-        1,
-        use_bias=bias,
-        kernel_initializer=initializers.VarianceScaling(),
-        bias_initializer=bias_initializer,
-        name=f"{name}_conv",
-    )
-    return depthwise, pointwise
 
 
 def _effdet_names(config: EfficientDetConfig) -> dict[str, str]:

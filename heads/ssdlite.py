@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,7 @@ from keras import layers
 
 from keras_lightnets._errors import unknown
 from keras_lightnets._layout import Layout
-from keras_lightnets.heads import _anchored, _conv, _endpoints, losses, nms
-from keras_lightnets.heads import boxes as box_ops
+from keras_lightnets.heads import _anchored, _conv, _endpoints, nms
 from keras_lightnets.heads.anchors import (
     AnchorConfig,
     anchors_per_cell,
@@ -32,71 +31,33 @@ FLAVOURS: Mapping[str, AnchorConfig] = {
     "mobilenet_v3": AnchorConfig(),
 }
 
-# Activation of the scores -> columns for the background.
-BACKGROUND_COLUMNS: Mapping[str, int] = {"softmax": 1, "sigmoid": 0}
-
 _MIN_WIDTH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class SSDLiteConfig:
-    """A head as data.
+class SSDLiteConfig(_anchored.SSDConfig):
+    """A head as data; further fields are those of `SSDConfig`.
 
     Attributes:
-        classes: Number of classes, without the background.
-        image_size: Side, or (height, width), of the network's input in pixels.
         flavour: "mobilenet_v3" or "mobilenet_v2"; chooses the default boxes.
-        score_activation: "softmax" (background column, multibox loss) or "sigmoid"
-            (no background column, focal loss).
         extra_widths: Channels of the stride-2 blocks behind the backbone; one more
             feature map each.
         width: Multiplier of `extra_widths`, which do not fall below 16.
         anchors: Default boxes; None: those of the flavour.
-        padding: "same" or "symmetric" (PyTorch's) in the stride-2 blocks.
-        bn_epsilon: Added to the variance in batch normalisation.
-        bn_momentum: Share of the old moving statistics kept per step.
-        box_weights: Factors of the box encodings.
-        box_loss: "smooth_l1" or "giou".
-        prior: Score of every class before training, for "sigmoid".
-        score_threshold: Detections need a score above it.
-        iou_threshold: Overlap above which the lesser box of a class goes.
-        max_detections: Detections per image at most.
-        suppression: "hard" or "soft".
-        class_agnostic: Whether boxes of different classes suppress each other.
 
     Raises:
         ValueError: If a value is not legal; the legal ones are listed.
     """
 
-    classes: int
-    image_size: int | tuple[int, int] = 320
     flavour: str = "mobilenet_v3"
-    score_activation: str = "softmax"
     extra_widths: tuple[int, ...] = (512, 256, 256, 128)
     width: float = 1.0
     anchors: AnchorConfig | None = None
-    padding: str = "same"
-    bn_epsilon: float = 1e-3
-    bn_momentum: float = 0.97
-    box_weights: tuple[float, float, float, float] = box_ops.BOX_WEIGHTS
-    box_loss: str = "smooth_l1"
-    prior: float = 0.01
-    score_threshold: float = 0.001
-    iou_threshold: float = 0.55
-    max_detections: int = 100
-    suppression: str = "hard"
-    class_agnostic: bool = False
 
     def __post_init__(self) -> None:
-        for what, value, legal in (
-            ("flavour", self.flavour, FLAVOURS),
-            ("score_activation", self.score_activation, BACKGROUND_COLUMNS),
-            ("padding", self.padding, ("same", "symmetric")),
-            ("box_loss", self.box_loss, losses.BOX_KINDS),
-            ("suppression", self.suppression, nms.KINDS),
-        ):
-            if value not in legal:
-                raise unknown(f"{what} of SSDLiteConfig", value, legal)
+        super().__post_init__()
+        if self.flavour not in FLAVOURS:
+            raise unknown("flavour of SSDLiteConfig", self.flavour, FLAVOURS)
         levels = len(ENDPOINTS) + len(self.extra_widths)
         if self.anchors is not None and self.anchors.levels != levels:
             raise ValueError(
@@ -104,17 +65,6 @@ class SSDLiteConfig:
                 "the backbone and one per entry of extra_widths), so its anchors need "
                 f"levels={levels}. Received: levels={self.anchors.levels}"
             )
-        if self.classes < 1 or min(self.size) < 1 or not 0 < self.prior < 1:
-            raise ValueError(
-                "SSDLiteConfig needs classes >= 1, a positive image_size and 0 < prior "
-                f"< 1. Received: classes={self.classes}, image_size="
-                f"{self.image_size}, prior={self.prior}"
-            )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the network's input."""
-        return _anchored.size_of(self.image_size)
 
     @property
     def anchor_config(self) -> AnchorConfig:
@@ -123,11 +73,6 @@ class SSDLiteConfig:
             return self.anchors
         levels = len(ENDPOINTS) + len(self.extra_widths)
         return dataclasses.replace(FLAVOURS[self.flavour], levels=levels)
-
-    @property
-    def columns(self) -> int:
-        """Number of score columns: classes and, for "softmax", the background."""
-        return self.classes + BACKGROUND_COLUMNS[self.score_activation]
 
 
 def ssdlite(features: Mapping[str, Any], config: SSDLiteConfig) -> dict[str, Any]:
@@ -171,11 +116,10 @@ def ssdlite(features: Mapping[str, Any], config: SSDLiteConfig) -> dict[str, Any
         maps.append(_extra_block(maps[-1], filters, numerics, f"head_extra{i}"))
     grids = feature_sizes(config.anchor_config, config.size)
     _anchored.check_grids("SSDLite", maps, grids, config.size)
-    prior = config.prior if config.score_activation == "sigmoid" else 0.5
     # name -> (columns, initial bias)
     outputs = {
         "boxes": (4, 0.0),
-        "scores": (config.columns, _anchored.prior_bias(prior)),
+        "scores": (config.columns, config.score_bias),
     }
     counts = anchors_per_cell(config.anchor_config)
     results = {}
@@ -206,24 +150,7 @@ def default_boxes(config: SSDLiteConfig) -> npt.NDArray[np.float32]:
     return anchors
 
 
-def build_losses(
-    config: SSDLiteConfig, class_weights: Sequence[float] | None = None
-) -> dict[str, Any]:
-    """Return the loss of each output.
-
-    Args:
-        config: The head.
-        class_weights: Factor per class; None: all 1.
-
-    Returns:
-        {"boxes": loss, "scores": loss}: smooth L1 or GIoU, and multibox (softmax) or
-        focal (sigmoid) loss.
-    """
-    kinds = {"softmax": losses.MultiboxLoss, "sigmoid": losses.FocalLoss}
-    return {
-        "boxes": losses.BoxLoss(config.box_loss, box_weights=config.box_weights),
-        "scores": kinds[config.score_activation](class_weights=class_weights),
-    }
+build_losses = _anchored.ssd_losses
 
 
 def decode(outputs: Mapping[str, Any], config: SSDLiteConfig) -> tuple[Any, Any]:

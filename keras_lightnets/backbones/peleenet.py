@@ -45,12 +45,15 @@ class PeleeNetSpec(ModelSpec):
         growth: Channels that each layer adds, half of them per way.
         pool_first: Whether the pooled half leads the stem's concat, as in the
             authors' code; the other order only permutes weights.
+        round_up: Whether the average pools round odd sides up, as the authors'
+            detector does; its maps are then of exact strides.
     """
 
     rows: tuple[Row, ...] = ROWS
     stem: int = 32
     growth: int = 32
     pool_first: bool = True
+    round_up: bool = False
     padding: str = "symmetric"
     bn_epsilon: float = 1e-5
     bn_momentum: float = 0.9
@@ -119,6 +122,9 @@ def build(spec: PeleeNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
         maps[f"c{row.stage}"] = x
         if row is not spec.rows[-1]:
             step, dilation = stride.step(2)
+            if spec.round_up and step == 2:
+                x = layers.avg_pool_up(x, 2, step, name)
+                continue
             # Undilated, odd sides lose a pixel; dilated, the side stays.
             pad = (0, 0) if step == 2 else (0, 1)
             x = layers.avg_pool(x, 2, step, pad, name, dilation)

@@ -18,6 +18,7 @@ _MODULES = {
     "SelectChannels": "select",
     "activate": "conv",
     "avg_pool": "pool",
+    "avg_pool_up": "pool",
     "channel_pad": "channels",
     "channel_slice": "channels",
     "channel_shuffle": "shuffle",

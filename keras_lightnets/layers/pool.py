@@ -66,6 +66,24 @@ def avg_pool(
     return _mean_of_shifts(x, size, dilation, (0, 1), f"{name}_cols")
 
 
+def avg_pool_up(x: Any, size: int, stride: int, name: str) -> Any:
+    """Average each window, sides rounded up: `{name}_pool`.
+
+    A window over the border averages the cells it has, as Caffe does.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        size: Side of the window.
+        stride: Stride in both directions.
+        name: Stem of the layer's name.
+
+    Returns:
+        Tensor with ceil(side / stride) cells per side.
+    """
+    pool = layers.AveragePooling2D(size, stride, padding="same", name=f"{name}_pool")
+    return pool(x)
+
+
 def _zeros(x: Any, pad: tuple[int, int], name: str) -> Any:
     return layers.ZeroPadding2D((pad, pad), name=f"{name}_pad")(x) if any(pad) else x
 
