@@ -135,7 +135,7 @@ def bifpn(maps: Sequence[Any], config: BiFPNConfig) -> list[Any]:
         Tan et al. 2020, section 3, https://arxiv.org/abs/1911.09070.
     """
     maps = add_levels(maps, config)
-    _check_halving(maps)
+    check_halving(maps)
     for number in range(1, config.cells + 1):
         maps = _cell(maps, config, f"head_cell{number}")
     return maps
@@ -190,15 +190,24 @@ def separable(
     )(x)
 
 
-def _check_halving(maps: Sequence[Any]) -> None:
+def check_halving(maps: Sequence[Any]) -> None:
+    """Check that each map is half as large as the one before, rounded up.
+
+    Args:
+        maps: From fine to coarse.
+
+    Raises:
+        ValueError: If one is not.
+    """
     sizes = [tuple(x.shape[1:3]) for x in maps]
     for fine, coarse in itertools.pairwise(sizes):
         for side, half in zip(fine, coarse, strict=True):
             if None not in (side, half) and -(-side // 2) != half:
                 raise ValueError(
-                    "A BiFPN needs maps that halve, odd sides rounded up. Received: "
-                    f"{', '.join(map(str, sizes))}. Choose an input size that the "
-                    "backbone halves without rounding down, such as a multiple of 128."
+                    "A feature pyramid needs maps that halve, odd sides rounded up. "
+                    f"Received: {', '.join(map(str, sizes))}. Choose an input size "
+                    "that the backbone halves without rounding down, such as a "
+                    "multiple of 128."
                 )
 
 
@@ -214,7 +223,7 @@ def _cell(maps: Sequence[Any], config: BiFPNConfig, name: str) -> list[Any]:
             if level < node.level:
                 x = _halve(x, part)
             elif level > node.level:
-                x = _double(x, maps[node.level], part)
+                x = double(x, maps[node.level], part)
             parts.append(x)
         x = _fuse(parts, config, stem)
         x = activate(x, config.numerics.act, stem)
@@ -250,8 +259,17 @@ def _halve(x: Any, name: str) -> Any:
     return layers.MaxPooling2D(3, 2, padding="same", name=f"{name}_pool")(x)
 
 
-def _double(x: Any, like: Any, name: str) -> Any:
-    """Repeat every cell 2x2 times, and cut to an odd size."""
+def double(x: Any, like: Any, name: str) -> Any:
+    """Repeat every cell 2x2 times and cut to an odd size: `{name}_up`, `{name}_crop`.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        like: Tensor whose height and width to take.
+        name: Stem of the layers' names.
+
+    Returns:
+        Tensor with the channels of `x` and the sides of `like`.
+    """
     x = layers.UpSampling2D(2, name=f"{name}_up")(x)
     sides = list(zip(x.shape[1:3], like.shape[1:3], strict=True))
     cut = [0 if None in pair else pair[0] - pair[1] for pair in sides]

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 MODULES = ("boxes", "anchors", "matching", "losses", "nms", "ssdlite", "_endpoints")
-MODULES += ("bifpn", "efficientdet")
+MODULES += ("bifpn", "efficientdet", "fpn", "pelee")
 MODULES += ("_table", "detectors", "deeplab", "lraspp", "seg_losses", "segmenters")
 
 
