@@ -70,7 +70,7 @@ _REGISTERED = (
     "heads.losses",
     "heads.seg_losses",
     "layers.fusion",
-    "layers.grouped",
+    "layers.conv2d",
     "layers.learned_group",
     "layers.norm",
     "layers.select",

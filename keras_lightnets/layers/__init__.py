@@ -10,7 +10,7 @@ from typing import Any
 _MODULES = {
     "BatchNormalization": "norm",
     "Bottleneck": "inverted",
-    "Conv2D": "grouped",
+    "Conv2D": "conv2d",
     "Condensation": "learned_group",
     "LearnedGroupConv2D": "learned_group",
     "Generated": "weightnet",

@@ -6,7 +6,7 @@ from keras import initializers, layers
 
 from keras_lightnets._errors import unknown
 from keras_lightnets._spec import ModelSpec
-from keras_lightnets.layers.grouped import Conv2D
+from keras_lightnets.layers.conv2d import Conv2D
 from keras_lightnets.layers.norm import BatchNormalization
 from keras_lightnets.layers.pad import pad_for
 
@@ -108,8 +108,7 @@ def padded_conv(
     """
     size = (kernel, kernel) if isinstance(kernel, int) else kernel
     x, padding = pad_for(x, size, stride, dilation, spec.padding, name)
-    convolution = layers.Conv2D if groups == 1 else Conv2D
-    return convolution(
+    return (layers.Conv2D if groups == 1 else Conv2D)(
         filters,
         size,
         strides=stride,
@@ -228,7 +227,7 @@ def bias_conv(
         Tensor of shape (batch, height, width, filters), or with
         (side - kernel) // stride + 1 cells per side where strided.
     """
-    return layers.Conv2D(
+    return Conv2D(
         filters,
         kernel,
         strides=stride,

@@ -7,7 +7,7 @@ import keras
 from keras import initializers, layers, ops
 
 from keras_lightnets.layers.conv import activate, bias_conv
-from keras_lightnets.layers.grouped import Conv2D
+from keras_lightnets.layers.conv2d import Conv2D
 
 
 @keras.saving.register_keras_serializable(package="keras_lightnets")

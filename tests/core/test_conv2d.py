@@ -1,4 +1,4 @@
-"""Our grouped convolution is keras.layers.Conv2D, faster."""
+"""Our convolution is keras.layers.Conv2D, faster."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lightnets.layers.grouped import Conv2D
+from keras_lightnets.layers.conv2d import Conv2D
 
 OPTIONS = [
     {"kernel_size": 3, "padding": "same", "strides": 2},
@@ -19,25 +19,26 @@ OPTIONS = [
 ]
 
 
-def images(dtype="float32"):
-    return np.random.default_rng(1).normal(size=(2, 9, 7, 12)).astype(dtype)
+def images(dtype="float32", sides=(9, 7)):
+    return np.random.default_rng(1).normal(size=(2, *sides, 12)).astype(dtype)
 
 
 def make_pair(options):
-    layers = [cls(24, groups=3, **options) for cls in (keras.layers.Conv2D, Conv2D)]
+    options = {"groups": 3, **options}
+    layers = [cls(24, **options) for cls in (keras.layers.Conv2D, Conv2D)]
     for layer in layers:
         layer.build((None, None, None, 12))
     layers[1].set_weights(layers[0].get_weights())
     return layers
 
 
-def worst(options):
+def worst(options, sides=(9, 7)):
     """Return the largest difference of outputs and gradients from the parent's."""
     import tensorflow as tf
 
     found = []
     for layer in make_pair(options):
-        x = tf.constant(images())
+        x = tf.constant(images(sides=sides))
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = layer(x)
@@ -53,6 +54,13 @@ def worst(options):
 def test_outputs_and_gradients_equal_the_parent(options):
     pytest.importorskip("tensorflow")
     assert worst(options) < 1e-5
+
+
+def test_pooled_maps_are_multiplied():
+    pytest.importorskip("tensorflow")
+    assert worst({"kernel_size": 1, "groups": 1}, sides=(1, 1)) < 1e-5
+    assert worst({"kernel_size": 3, "groups": 1, "padding": "same"}, (1, 1)) < 1e-5
+    assert worst({"kernel_size": 1, "groups": 3}, sides=(1, 1)) < 1e-5
 
 
 def test_types_without_a_kernel_gradient_are_split():
@@ -71,7 +79,7 @@ def test_types_without_a_kernel_gradient_are_split():
 
 
 def test_without_onednn_it_is_the_same():
-    code = "import test_grouped as t; print(t.worst(t.OPTIONS[0]))"
+    code = "import test_conv2d as t; print(t.worst(t.OPTIONS[0]))"
     here = str(pathlib.Path(__file__).parent)
     environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0", "PYTHONPATH": here}
     run = [sys.executable, "-c", code]
