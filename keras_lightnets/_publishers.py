@@ -47,6 +47,36 @@ def timm(
     )
 
 
+def timm_hub(
+    name: str,
+    rule: Preprocessing,
+    licence: str = "Apache-2.0",
+    top1: float | None = None,
+    source: str = "trained by Ross Wightman",
+) -> Weights:
+    """Describe a file that timm has on Hugging Face only.
+
+    Args:
+        name: Network and tag, such as "skresnet18.ra_in1k".
+        rule: Input normalisation, crop and interpolation.
+        licence: SPDX name, or the publisher's words.
+        top1: ImageNet top-1 in percent, or None.
+        source: Who trained the weights, in words.
+
+    Returns:
+        The weights, in layout "timm".
+    """
+    return Weights(
+        tag=name.rpartition(".")[2],
+        url=f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors",
+        layout="timm",
+        licence=licence,
+        preprocessing=rule,
+        top1=top1,
+        source=f"timm {name}, {source}",
+    )
+
+
 def torchvision(
     version: str, file: str, rule: Preprocessing, top1: float, changes: Changes = ()
 ) -> Weights:

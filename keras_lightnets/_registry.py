@@ -34,11 +34,13 @@ FAMILIES = (
     "peleenet",
     "repghostnet",
     "resnet",
+    "resnext",
     "shufflenet_v1",
     "shufflenet_v2",
     "squeezenet",
     "squeezenext",
     "weightnet",
+    "wide_resnet",
 )
 
 

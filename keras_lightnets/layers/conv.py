@@ -259,6 +259,34 @@ def dense_classifier(
     return layers.Dense(classes, use_bias=use_bias, name="top_classifier")(x)
 
 
+def hidden_classifier(
+    x: Any, hidden: tuple[int, ...], classes: int, drops: tuple[float, ...]
+) -> Any:
+    """Classify all cells by dense layers with ReLU between them.
+
+    Layers: `top_swap`, `top_flatten`, `top_hidden{i}_classifier|act|dropout`,
+    `top_classifier`. The values are read channel by channel, as PyTorch's files are
+    ordered.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels) of known size.
+        hidden: Widths of the dense layers before the last.
+        classes: Number of classes.
+        drops: Dropout rate in front of every dense layer, the last included.
+
+    Returns:
+        Logits of shape (batch, classes).
+    """
+    x = layers.Permute((3, 1, 2), name="top_swap")(x)
+    x = layers.Flatten(name="top_flatten")(x)
+    for i, width in enumerate(hidden, start=1):
+        part = f"top_hidden{i}"
+        x = drop(x, drops[i - 1], part)
+        x = layers.Dense(width, name=f"{part}_classifier")(x)
+        x = activate(x, "relu", part)
+    return layers.Dense(classes, name="top_classifier")(drop(x, drops[-1], "top"))
+
+
 def global_pool(x: Any, name: str = "top") -> Any:
     """Average over height and width: `{name}_pool`.
 
@@ -328,17 +356,17 @@ def residual(x: Any, shortcut: Any, name: str, drop: float = 0.0) -> Any:
     return layers.Add(name=f"{name}_add")([shortcut, x])
 
 
-def concat(tensors: list[Any], name: str) -> Any:
-    """Join along the channels: `{name}_concat`.
+def add(tensors: list[Any], name: str) -> Any:
+    """Sum tensors: `{name}_add`.
 
     Args:
-        tensors: Tensors that agree in all but the last axis.
+        tensors: At least two tensors of the same shape.
         name: Stem of the layer's name.
 
     Returns:
-        Tensor with the sum of the channels.
+        Tensor of the same shape.
     """
-    return layers.Concatenate(name=f"{name}_concat")(tensors)
+    return layers.Add(name=f"{name}_add")(tensors)
 
 
 def drop(x: Any, rate: float, name: str) -> Any:
@@ -353,6 +381,19 @@ def drop(x: Any, rate: float, name: str) -> Any:
         Tensor of the same shape.
     """
     return layers.Dropout(rate, name=f"{name}_dropout")(x) if rate else x
+
+
+def concat(tensors: list[Any], name: str) -> Any:
+    """Join along the channels: `{name}_concat`.
+
+    Args:
+        tensors: Tensors that agree in all but the last axis.
+        name: Stem of the layer's name.
+
+    Returns:
+        Tensor with the sum of the channels.
+    """
+    return layers.Concatenate(name=f"{name}_concat")(tensors)
 
 
 def kernel_init() -> Any:

@@ -66,6 +66,32 @@ def avg_pool(
     return _mean_of_shifts(x, size, dilation, (0, 1), f"{name}_cols")
 
 
+def adaptive_pool(x: Any, side: int, name: str) -> Any:
+    """Average or repeat cells so that there are `side` per side: `{name}_pool`.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels) of known size.
+        side: Cells per side of the result.
+        name: Stem of the layer's name.
+
+    Returns:
+        Tensor of shape (batch, side, side, channels); `x` itself where it has it.
+
+    Raises:
+        ValueError: If height or width are not known.
+    """
+    _, height, width, _ = x.shape
+    if height is None or width is None:
+        raise ValueError(
+            f"The classifier reads {side} x {side} cells and needs a known image "
+            "size; pass input_shape, or include_top=False. Received: a map of "
+            f"{height} x {width} cells"
+        )
+    if height == width == side:
+        return x
+    return layers.AdaptiveAveragePooling2D(side, name=f"{name}_pool")(x)
+
+
 def avg_pool_up(x: Any, size: int, stride: int, name: str) -> Any:
     """Average each window, sides rounded up: `{name}_pool`.
 

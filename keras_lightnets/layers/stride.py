@@ -1,6 +1,9 @@
 """Output stride: strides past a limit become dilation."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from keras import layers
 
 
 @dataclass
@@ -50,3 +53,32 @@ class DilatedStride:
             return stride, dilation
         self.dilation *= stride
         return 1, self.dilation if self.eager else dilation
+
+
+def thinned(x: Any, stride: int, dilation: int, name: str) -> tuple[Any, int, int]:
+    """Prepare a convolution that is both strided and dilated: `{name}_pool`.
+
+    Keras has none. Where the stride divides the dilation, every cell that it reads
+    lies on the coarser grid, so that taking that grid first is the same.
+
+    Args:
+        x: Tensor of shape (batch, height, width, channels).
+        stride: Stride of the convolution.
+        dilation: Dilation of the convolution.
+        name: Stem of the layer's name.
+
+    Returns:
+        The tensor, the stride and the dilation to convolve with.
+
+    Raises:
+        ValueError: If both are above 1 and the stride does not divide the dilation.
+    """
+    if stride == 1 or dilation == 1:
+        return x, stride, dilation
+    if dilation % stride:
+        raise ValueError(
+            "A strided convolution needs a dilation that its stride divides. "
+            f"Received: stride={stride}, dilation={dilation}"
+        )
+    x = layers.MaxPooling2D(1, strides=stride, name=f"{name}_pool")(x)
+    return x, 1, dilation // stride

@@ -5,6 +5,7 @@ in environment variables (`PLACES`).
 """
 
 import ast
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -18,13 +19,17 @@ PLACES = {
     "akamaster": "LIGHTNETS_AKAMASTER",  # akamaster/pytorch_resnet_cifar10
     "condensenet": "LIGHTNETS_CONDENSENET",  # ShichenLiu/CondenseNet
     "g_ghost": "LIGHTNETS_G_GHOST",  # huawei-noah/Efficient-AI-Backbones
+    "eca": "LIGHTNETS_ECA",  # BangguWu/ECANet
     "espnetv2": "LIGHTNETS_ESPNETV2",  # sacmehta/ESPNetv2
     "igc": "LIGHTNETS_IGC",  # hellozting/InterleavedGroupConvolutions
     "igcv3": "LIGHTNETS_IGCV3",  # homles11/IGCV3
     "mgic": "LIGHTNETS_MGIC",  # BGUCompSci/MultigridInChannelsCNNs
+    "kuangliu": "LIGHTNETS_KUANGLIU",  # kuangliu/pytorch-cifar
     "megvii": "LIGHTNETS_SHUFFLENET",  # megvii-model/ShuffleNet-Series
     "micronet": "LIGHTNETS_MICRONET",  # liyunsheng13/micronet
     "peleenet": "LIGHTNETS_PELEENET",  # Robert-JunWang/PeleeNet
+    "dbb": "LIGHTNETS_DBB",  # DingXiaoH/DiverseBranchBlock
+    "repvgg": "LIGHTNETS_REPVGG",  # DingXiaoH/RepVGG
     "squeezenext": "LIGHTNETS_SQUEEZENEXT",  # amirgholami/SqueezeNext
     "weightnet": "LIGHTNETS_WEIGHTNET",  # megvii-model/WeightNet
 }
@@ -90,6 +95,26 @@ def _g_ghost(place: pathlib.Path, name: str) -> Any:
 def _peleenet(place: pathlib.Path, name: str) -> Any:
     """Build the only network of the repository."""
     return getattr(_load(place / "peleenet.py"), name)()
+
+
+def _dbb(place: pathlib.Path, name: str) -> Any:
+    """Build "ResNet-18", "ResNet-50" or "MobileNet" of diverse branch blocks."""
+    neighbours = ("acb", "dbb_transforms", "diversebranchblock", "mobilenet", "resnet")
+    sys.path.insert(0, str(place))  # its networks are imported when they are built
+    try:
+        module = _load(place / "convnet_utils.py")
+        sys.modules["convnet_utils"] = module
+        module.switch_conv_bn_impl("DBB")
+        return module.build_model(name)
+    finally:
+        sys.path.remove(str(place))
+        for key in ("convnet_utils", *neighbours):
+            sys.modules.pop(key, None)
+
+
+def _repvgg(place: pathlib.Path, name: str) -> Any:
+    """Build a network by the repository's name, such as "RepVGG-A0"."""
+    return _load(place / "repvgg.py", ("se_block",)).get_RepVGG_func_by_name(name)()
 
 
 def _espnetv2(place: pathlib.Path, name: str) -> Any:
@@ -284,6 +309,30 @@ def _caffe_layer(row: dict[str, Any], channels: int) -> tuple[Any, int]:
     return plain[kind], channels
 
 
+def _eca(place: pathlib.Path, name: str) -> Any:
+    """Build "eca_resnet50 3557" (kernels per stage) or "eca_mobilenet_v2"."""
+    function, *kernels = name.split()
+    file = "eca_resnet" if kernels else "eca_mobilenetv2"
+    sys.path.insert(0, str(place))
+    try:
+        module = importlib.import_module(f"models.{file}")
+    finally:
+        sys.path.pop(0)
+        for key in [key for key in sys.modules if key.partition(".")[0] == "models"]:
+            sys.modules.pop(key)
+    options = {"k_size": [int(k) for k in kernels[0]]} if kernels else {}
+    return getattr(module, function)(**options)
+
+
+def _kuangliu(place: pathlib.Path, name: str) -> Any:
+    """Build "VGG16" for CIFAR, with 1000 classes."""
+    import torch
+
+    model = _load(place / "models" / "vgg.py").VGG(name)
+    model.classifier = torch.nn.Linear(512, 1000)
+    return model
+
+
 def _akamaster(place: pathlib.Path, name: str) -> Any:
     """Build "20 A" to "110 B": a depth for CIFAR and the paper's shortcut option."""
     module = _load(place / "resnet.py")
@@ -308,13 +357,17 @@ _BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
     "akamaster": _akamaster,
     "condensenet": _condensenet,
     "g_ghost": _g_ghost,
+    "eca": _eca,
     "espnetv2": _espnetv2,
     "igc": _mxnet,
     "igcv3": _mxnet,
     "mgic": _mgic,
+    "kuangliu": _kuangliu,
     "megvii": _megvii,
     "micronet": _micronet,
     "peleenet": _peleenet,
+    "dbb": _dbb,
+    "repvgg": _repvgg,
     "squeezenext": _squeezenext,
     "weightnet": _weightnet,
 }
