@@ -5,7 +5,7 @@ import pytest
 
 import keras_lightnets
 from keras_lightnets import _registry, heads
-from keras_lightnets.heads import ssdlite
+from keras_lightnets.heads import efficientdet, fpn, ssdlite
 
 # Of the others, every feature map is checked by the networks' own contracts.
 DEFAULT = ("efficientnet_lite", "mobilenet_v2", "mobilenet_v3")
@@ -41,6 +41,38 @@ def test_head_fits(family):
     found = ssdlite.detect(model(image, training=False), config)
     assert tuple(found.boxes.shape) == (1, 100, 4)
     assert np.asarray(found.count) == [100]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family == "ghostnet" else pytest.mark.full)
+        for family in sorted(SMALL)
+        if SMALL[family].exact_strides
+        and any(level.name == "c5" for level in SMALL[family].levels)
+    ],
+)
+def test_pyramids_fit(family):
+    """BiFPN and FPN on strides 8 to 32, a size that the coarse maps do not halve."""
+    spec, size = SMALL[family], (64, 96)
+    levels = [level.name for level in spec.levels]
+    assert heads.pick_endpoints("fpn_lite", levels) == ("c3", "c4", "c5")
+    body = keras_lightnets.create_model(
+        spec.name, weights=None, endpoints=("c3", "c4", "c5"), input_shape=(*size, 3)
+    )
+    lite = efficientdet.VARIANTS["lite0"].options() | {"cells": 1, "repeats": 1}
+    cells = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1
+    for head, config, boxes in (
+        (
+            "efficientdet_lite0",
+            efficientdet.EfficientDetConfig(classes=2, image_size=size, **lite),
+            9,
+        ),
+        ("fpn_lite", fpn.FPNLiteConfig(classes=2, image_size=size, repeats=1), 6),
+    ):
+        model = heads.attach(body, head, config)
+        assert model.output["boxes"].shape == (None, boxes * cells, 4)
+        assert len(heads.HEADS[head].anchors(config)) == boxes * cells
 
 
 def test_parameters_of_the_papers_detector():
