@@ -32,9 +32,10 @@ CAMVID = {
     "image_height": 360,
     "head": "lraspp",
     "dice": 0.5,
-    "epochs": 30,
-    "batch_size": 8,
-    "eval_every": 5,
+    "learning_rate": 1.5e-3,
+    "epochs": 16,
+    "batch_size": 4,
+    "eval_every": 4,
 }
 # MobileNetV3, table 7: Cityscapes' classes and half its resolution.
 CLASSES, SIZE, ROUNDS = 19, (512, 1024), 30

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-TASKS = ("detect",)
+from keras_lightnets.tasks import TASKS
+
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(

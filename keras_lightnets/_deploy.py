@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from keras_lightnets._errors import unknown
-from keras_lightnets.tasks import detect, run
+from keras_lightnets.tasks import framework, run
 from keras_lightnets.tasks.config import Options
 from keras_lightnets.tools.export.formats import FORMATS
 
@@ -87,11 +87,12 @@ class Deployment:
                 f"{path} does not say what it was trained on. Give the folder of a run "
                 "that `train` has written."
             )
-        self.config = detect.DetectConfig.parse(self.about["config"])
-        self.data = detect.open_data(self.config)
+        self.task = framework.find_task(str(self.about["task"]))
+        self.config = self.task.config.parse(self.about["config"])
+        self.data = self.task.open_data(self.config)
         self.model = keras_lightnets.load_model(path)
         self.quantised: Any = None
-        self._judge = detect.evaluate_fn(self.config, self.data.val)
+        self._judge = self.task.evaluate_fn(self.config, self.data.val)
 
     def measure_float(self) -> dict[str, Any]:
         """Return the validation metrics of the Keras model."""
@@ -129,7 +130,7 @@ class Deployment:
         from keras_lightnets.tools.quantize import qat
 
         config = self.config.replace(batch_size=self.options.qat_batch_size)
-        batches = detect.batches(config, "train", self.data.train)
+        batches = self.task.batches(config, "train", self.data.train)
 
         def epoch(number: int) -> Any:
             batches.set_epoch(config.epochs + number)
@@ -145,7 +146,7 @@ class Deployment:
             learning_rate=self.options.qat_learning_rate,
             frozen=self._frozen(),
         )
-        loss = detect.make_loss(config)
+        loss = framework.joined_loss(self.task.losses(config))
         try:
             return qat.train(self.quantised, epoch, loss, settings, after)
         finally:
@@ -161,11 +162,18 @@ class Deployment:
         Returns:
             `Artifact.json()` and "metrics", those of the file on the validation
             images.
+
+        Raises:
+            ValueError: If the op is asked for another task's file.
         """
-        from keras_lightnets.tools import runtime
         from keras_lightnets.tools.export import formats
         from keras_lightnets.tools.export.postprocess import Postprocess
 
+        if postprocess and self.task.name != "detect":
+            raise ValueError(
+                "--postprocess appends an op for boxes; this run is of the task "
+                f"{self.task.name!r}. Leave it out."
+            )
         int8 = FORMATS[name].kind == "int8"
         aware = int8 and self.quantised is not None
         folder = f"{name}-postprocess" if postprocess else name
@@ -178,17 +186,11 @@ class Deployment:
             samples=self._pictures("val", formats.SAMPLES),
             io=self.options.io if int8 else None,
             detector=formats.Detector(
-                runtime.Meta.from_dict(self.about),
+                self.task.meta(self.about),
                 Postprocess() if postprocess else None,
             ),
         )
-        measured = detect.evaluate(
-            detect.EvalOptions(
-                model=str(path),
-                data=self.config.val_data or self.config.data,
-                annotations=self.config.val_annotations,
-            )
-        )
+        measured = self.task.measure_file(self.config, path)
         return {**artifact.json(), "metrics": measured}
 
     def _calibration(self) -> list[np.ndarray]:
@@ -196,7 +198,7 @@ class Deployment:
 
     def _pictures(self, part: str, count: int) -> list[np.ndarray]:
         """Return the first pictures of "train" or "val" as the network sees them."""
-        source = detect.batches(self.config, "val", getattr(self.data, part))
+        source = self.task.batches(self.config, "val", getattr(self.data, part))
         found: list[np.ndarray] = []
         for images, _ in source:
             found.extend(images)
@@ -209,7 +211,7 @@ class Deployment:
         """Return the names of the layers that the run kept as they were."""
         if self.config.freeze is None:
             return ()
-        twin = detect.build_model(self.config.replace(weights=None))
+        twin = self.task.build_model(self.config.replace(weights=None))
         return tuple(la.name for la in twin.layers if la.weights and not la.trainable)
 
 

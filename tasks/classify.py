@@ -292,6 +292,17 @@ def _data_of(options: EvalOptions) -> tuple[str, str | None]:
     return str(known.val_data or known.data), known.val_annotations
 
 
+def measure_file(config: ClassifyConfig, path: Path) -> dict[str, Any]:
+    """Measure a model file on a run's validation images."""
+    return evaluate(
+        EvalOptions(
+            model=str(path),
+            data=config.val_data or config.data,
+            annotations=config.val_annotations,
+        )
+    )
+
+
 def predict(options: PredictOptions) -> dict[str, Any]:
     """Name the most probable classes of pictures.
 
@@ -346,6 +357,7 @@ TASK = framework.Task(
     describe=describe,
     draw=_draw_results,
     evaluate=evaluate,
+    measure_file=measure_file,
     predict=predict,
     meta=_meta,
 )

@@ -267,6 +267,17 @@ def _data_of(options: EvalOptions, path: Path) -> tuple[str, str]:
     return str(known.val_data or known.data), str(known.val_annotations)
 
 
+def measure_file(config: DetectConfig, path: Path) -> dict[str, Any]:
+    """Measure a model file on a run's validation images."""
+    return evaluate(
+        EvalOptions(
+            model=str(path),
+            data=config.val_data or config.data,
+            annotations=config.val_annotations,
+        )
+    )
+
+
 def predict(options: PredictOptions) -> dict[str, Any]:
     """Find objects in pictures, draw them and write them as JSON.
 
@@ -347,6 +358,7 @@ TASK = framework.Task(
     describe=describe,
     draw=_draw_results,
     evaluate=evaluate,
+    measure_file=measure_file,
     predict=predict,
     meta=_meta,
 )

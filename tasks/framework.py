@@ -1,5 +1,6 @@
 """What the tasks share: a task is a row of functions, and this trains and shows it."""
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_lightnets.tasks import run
+from keras_lightnets.tasks import TASKS, run
 from keras_lightnets.tasks.config import (
     ConfigError,
     Options,
@@ -51,8 +52,9 @@ class Task:
             predictor takes uint8 images and returns raw outputs by name.
         describe: config -> description that saved models carry.
         draw: Adds pictures to a finished run: (config, data, record).
-        evaluate: Measures a model file: eval options -> metrics.
-        predict: Answers pictures: predict options -> result.
+        evaluate: The verb `eval`: its options -> metrics.
+        measure_file: (config, model file) -> metrics on the validation images.
+        predict: The verb `predict`: its options -> result.
         meta: Description -> the runtime's meta, which an export writes.
     """
 
@@ -71,8 +73,29 @@ class Task:
     describe: Callable[[Any], dict[str, Any]]
     draw: Callable[[Any, Data, Any], None]
     evaluate: Callable[[Any], dict[str, Any]]
+    measure_file: Callable[[Any, Path], dict[str, Any]]
     predict: Callable[[Any], dict[str, Any]]
     meta: Callable[[Mapping[str, Any]], Any]
+
+
+def find_task(name: str) -> Task:
+    """Return a task of the package.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The row of functions.
+
+    Raises:
+        ValueError: If there is none; the closest name is suggested.
+    """
+    from keras_lightnets._errors import unknown
+
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    found: Task = importlib.import_module(f"keras_lightnets.tasks.{name}").TASK
+    return found
 
 
 def train(

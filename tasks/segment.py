@@ -261,6 +261,19 @@ def _data_of(options: EvalOptions) -> tuple[str, str, str, str | None]:
     return root, known.layout, known.val_split, known.void
 
 
+def measure_file(config: SegmentConfig, path: Path) -> dict[str, Any]:
+    """Measure a model file on a run's validation images."""
+    return evaluate(
+        EvalOptions(
+            model=str(path),
+            data=config.val_data or config.data,
+            layout=config.layout,
+            split=config.val_split,
+            void=config.void,
+        )
+    )
+
+
 def predict(options: PredictOptions) -> dict[str, Any]:
     """Label the pixels of pictures, colour them and write the masks.
 
@@ -333,6 +346,7 @@ TASK = framework.Task(
     describe=describe,
     draw=_draw_results,
     evaluate=evaluate,
+    measure_file=measure_file,
     predict=predict,
     meta=_meta,
 )

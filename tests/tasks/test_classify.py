@@ -6,25 +6,12 @@ import json
 import cv2
 import numpy as np
 import pytest
+from drawn import COLOURS, SIDE, write_pictures
 
 from keras_lightnets.tasks import classify, label_metrics, run
 from keras_lightnets.tasks.classifier import ClassifyConfig
 from keras_lightnets.tasks.data import folder, label_augment, mix, records
 from keras_lightnets.tools import runtime_labels
-
-COLOURS = {"blue": (40, 60, 230), "green": (40, 220, 60), "red": (230, 60, 40)}
-SIDE = 64
-
-
-def write_pictures(root, count, seed):
-    rng = np.random.default_rng(seed)
-    for name, colour in COLOURS.items():
-        (root / name).mkdir(parents=True)
-        for index in range(count):
-            picture = rng.integers(0, 90, (SIDE, SIDE + 16, 3), dtype=np.uint8)
-            y, x = (int(v) for v in rng.integers(8, 24, 2))
-            picture[y : y + 32, x : x + 32] = colour
-            cv2.imwrite(str(root / name / f"{index}.png"), picture[:, :, ::-1])
 
 
 @pytest.fixture(scope="module")

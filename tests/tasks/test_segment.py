@@ -5,39 +5,13 @@ import json
 import cv2
 import numpy as np
 import pytest
+from drawn import HEIGHT, NAMES, WIDTH, draw_scene, write_split
 from PIL import Image
 
 from keras_lightnets.tasks import label_metrics, labeller, run, segment
 from keras_lightnets.tasks.data import masks, records
 from keras_lightnets.tasks.segmenter import SegmentConfig
 from keras_lightnets.tools import runtime_labels
-
-NAMES = ("ground", "blue", "red")
-VOID = len(NAMES)
-HEIGHT, WIDTH = 64, 96
-
-
-def draw_scene(seed):
-    """A dark ground with a blue and a red box; the border has no class."""
-    rng = np.random.default_rng(seed)
-    picture = rng.integers(0, 60, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    for label, colour in ((1, (40, 60, 230)), (2, (230, 60, 40))):
-        y, x = int(rng.integers(4, 30)), int(rng.integers(4, 56))
-        picture[y : y + 28, x : x + 32] = colour
-        mask[y : y + 28, x : x + 32] = label
-    mask[:2] = VOID
-    return picture, mask
-
-
-def write_split(folder, split, count, seed):
-    (folder / split).mkdir(parents=True)
-    (folder / f"{split}_labels").mkdir()
-    for index in range(count):
-        picture, mask = draw_scene(seed + index)
-        cv2.imwrite(str(folder / split / f"{index}.png"), picture[:, :, ::-1])
-        cv2.imwrite(str(folder / f"{split}_labels" / f"{index}.png"), mask)
-    (folder / "classes.txt").write_text("\n".join(NAMES) + "\n")
 
 
 @pytest.fixture(scope="module")

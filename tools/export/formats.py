@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from keras_lightnets import _errors
-from keras_lightnets.tools import runtime
 from keras_lightnets.tools.export import _flatbuffer, edgetpu, postprocess
 from keras_lightnets.tools.export import verify as verifying
 from keras_lightnets.tools.export.postprocess import Postprocess
@@ -122,14 +121,15 @@ class Artifact:
 
 @dataclasses.dataclass(frozen=True)
 class Detector:
-    """What a detector's file needs beside its weights.
+    """What a file needs beside its weights.
 
     Attributes:
-        meta: Labels, anchors and preprocessing: written as the sidecar.
+        meta: Labels, preprocessing and, of a detector, anchors: written as the
+            sidecar; `runtime.Meta` or `runtime_labels.LabelMeta`.
         postprocess: Append the detection post-processing op with these options.
     """
 
-    meta: runtime.Meta
+    meta: Any
     postprocess: Postprocess | None = None
 
 
