@@ -9,7 +9,7 @@ Example:
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -50,6 +50,12 @@ SAMPLES = 8
 SHOWN_SCORE = 0.3
 
 
+SUPPRESSION = Field(
+    "hard", description="Remove overlapping boxes, or only lower their scores (soft)."
+)
+CLASS_AGNOSTIC = Field(False, description="Suppress boxes of other classes too.")
+
+
 class EvalOptions(Options):
     """Options of an evaluation."""
 
@@ -64,6 +70,8 @@ class EvalOptions(Options):
     fast: bool = Field(False, description="Count metrics with hotcoco (extra fast).")
     nms_iou: float = Field(0.55, gt=0, le=1, description="Overlap limit of a class.")
     max_detections: int = Field(100, ge=1, description="Detections per image.")
+    suppression: Literal["hard", "soft"] = SUPPRESSION
+    class_agnostic: bool = CLASS_AGNOSTIC
 
 
 class PredictOptions(Options):
@@ -75,6 +83,8 @@ class PredictOptions(Options):
     score: float = Field(SHOWN_SCORE, ge=0, lt=1, description="Least score.")
     nms_iou: float = Field(0.5, gt=0, le=1, description="Overlap limit of a class.")
     max_detections: int = Field(100, ge=1, description="Detections per image.")
+    suppression: Literal["hard", "soft"] = SUPPRESSION
+    class_agnostic: bool = CLASS_AGNOSTIC
     batch_size: int = Field(8, ge=1, description="Images per step.")
     workers: int = Field(2, ge=1, description="Threads that read images.")
     draw: bool = Field(True, description="Write pictures with boxes.")
@@ -199,6 +209,18 @@ def _draw_results(config: DetectConfig, data: framework.Data, record: Any) -> No
             _draw(samples / f"{item.index:02d}_{name}.jpg", item, meta)
 
 
+def _limits(options: EvalOptions | PredictOptions, score: float = 0.001) -> Any:
+    from keras_lightnets.tasks import finder
+
+    return finder.Limits(
+        score=score,
+        iou=options.nms_iou,
+        count=options.max_detections,
+        suppression=options.suppression,
+        class_agnostic=options.class_agnostic,
+    )
+
+
 def _load_finder(path: Path, limits: Any, batch_size: int) -> tuple[Any, Any]:
     """Return the finder of a model file and its description."""
     from keras_lightnets.tasks import finder
@@ -206,6 +228,11 @@ def _load_finder(path: Path, limits: Any, batch_size: int) -> tuple[Any, Any]:
 
     meta = runtime.Meta.from_dict(run.read_meta(path))
     if path.suffix == ".tflite":
+        if not limits.plain:
+            raise ConfigError(
+                "A .tflite file suppresses boxes class by class, as on the device: "
+                "suppression='soft' and class_agnostic need the run or .keras file."
+            )
         detector = runtime.Detector(path, meta)
 
         def find(pictures: Sequence[np.ndarray]) -> list[Any]:
@@ -239,7 +266,7 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     from keras_lightnets.tasks.data import coco
 
     path = run.find_model(options.model)
-    limits = finder.Limits(iou=options.nms_iou, count=options.max_detections)
+    limits = _limits(options)
     images, annotations = _data_of(options, path)
     opened, report = coco.open_coco(images, annotations, strict=options.strict)
     dataset = framework.usable(opened, report)
@@ -292,12 +319,10 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     Raises:
         ValueError: If the model or a path cannot be used.
     """
-    from keras_lightnets.tasks import finder, pictures
+    from keras_lightnets.tasks import pictures
 
     path = run.find_model(options.model)
-    limits = finder.Limits(
-        score=options.score, iou=options.nms_iou, count=options.max_detections
-    )
+    limits = _limits(options, options.score)
     find, meta = _load_finder(path, limits, options.batch_size)
 
     def draw(file: Path, item: pictures.Answer) -> None:

@@ -26,11 +26,20 @@ class Limits:
         score: Only scores above it.
         iou: Overlap above which the lesser box of a class goes.
         count: Detections per image at most.
+        suppression: "hard", or "soft": overlaps lower the scores.
+        class_agnostic: Whether boxes of different classes suppress each other.
     """
 
     score: float = 0.001
     iou: float = 0.55
     count: int = 100
+    suppression: str = "hard"
+    class_agnostic: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is what a device does with the file."""
+        return self.suppression == "hard" and not self.class_agnostic
 
 
 def batch_finder(
@@ -57,21 +66,38 @@ def batch_finder(
         outputs = predict(inputs)
         boxes, scores = (np.asarray(outputs[key]) for key in runtime.RAW_OUTPUTS)
         return [
-            _place(
-                runtime.postprocess(
-                    boxes[row],
-                    scores[row],
-                    meta,
-                    limits.score,
-                    limits.iou,
-                    limits.count,
-                ),
-                place,
-            )
+            _place(_suppress(boxes[row], scores[row], meta, limits), place)
             for row, (_, place) in enumerate(fitted)
         ]
 
     return find
+
+
+def _suppress(
+    boxes: np.ndarray, scores: np.ndarray, meta: runtime.Meta, limits: Limits
+) -> runtime.Detections:
+    """Decode one image's raw outputs and suppress overlaps."""
+    if limits.plain:
+        return runtime.postprocess(
+            boxes, scores, meta, limits.score, limits.iou, limits.count
+        )
+    from keras_lightnets.heads import nms
+
+    decoded = runtime.decode_boxes(boxes, meta.anchors, meta.box_weights)
+    decoded = np.clip(decoded, 0, 1)[None]
+    values = runtime.class_scores(scores, meta.scores)[None]
+    options: dict[str, Any] = {
+        "score_threshold": limits.score,
+        "max_detections": limits.count,
+        "class_agnostic": limits.class_agnostic,
+    }
+    if limits.suppression == "soft":
+        found = nms.soft_nms(decoded, values, **options)
+    else:
+        found = nms.nms(decoded, values, iou_threshold=limits.iou, **options)
+    count = int(found.count[0])
+    parts = (np.asarray(part)[0, :count] for part in found[:3])
+    return runtime.Detections(*parts)
 
 
 def _place(found: runtime.Detections, place: runtime.Placement) -> runtime.Detections:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_lightnets.heads import efficientdet
-from keras_lightnets.tasks import detect, run
+from keras_lightnets.tasks import detect, finder, run
 from keras_lightnets.tasks.detector import DetectConfig
 from keras_lightnets.tools import runtime
 
@@ -53,6 +53,33 @@ def test_perfect_predictor_scores_one(config):
 
     result = detect.evaluate_fn(config)(predictor)
     assert result["mAP"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_suppression_is_chosen_by_options():
+    """Two classes on one box, and a box beside it that overlaps by 0.6."""
+    anchors = np.array([[0.5, 0.5, 0.4, 0.4], [0.6, 0.5, 0.4, 0.4]], "float32")
+    meta = runtime.Meta(("a", "b"), (64, 64), scores="sigmoid", anchors=anchors)
+    raw = {
+        "boxes": np.zeros((1, 2, 4), "float32"),
+        "scores": np.array([[[3.0, 2.0], [1.0, -9.0]]], "float32"),
+    }
+    picture, seen = np.zeros((64, 64, 3), np.uint8), {}
+    for name, options in (
+        ("plain", {}),
+        ("agnostic", {"class_agnostic": True}),
+        ("soft", {"suppression": "soft"}),
+    ):
+        limits = finder.Limits(score=0.1, iou=0.55, **options)
+        find = finder.batch_finder(lambda _: raw, meta, limits, 1)
+        (found,) = find([picture])
+        seen[name] = found.labels.tolist()
+        assert limits.plain is (name == "plain")
+        if name == "soft":
+            sigmoid = 1 / (1 + np.exp(-np.array([3.0, 2.0, 1.0])))
+            sigmoid[2] *= np.exp(-(0.6**2) / 0.5)
+            np.testing.assert_allclose(found.scores, sigmoid, rtol=1e-4)
+        np.testing.assert_allclose(found.boxes[0], [19.2, 19.2, 44.8, 44.8], rtol=1e-5)
+    assert seen == {"plain": [0, 1], "agnostic": [0], "soft": [0, 1, 0]}
 
 
 @pytest.mark.train
