@@ -50,10 +50,10 @@ SAMPLES = 8
 SHOWN_SCORE = 0.3
 
 
-SUPPRESSION = Field(
+SUPPRESSION: Any = Field(
     "hard", description="Remove overlapping boxes, or only lower their scores (soft)."
 )
-CLASS_AGNOSTIC = Field(False, description="Suppress boxes of other classes too.")
+CLASS_AGNOSTIC: Any = Field(False, description="Suppress boxes of other classes too.")
 
 
 class EvalOptions(Options):

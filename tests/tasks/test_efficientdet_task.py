@@ -95,7 +95,7 @@ def test_trains_quantises_and_exports_with_the_op(config):
         "ema": 0.0,
     }
     result = detect.train(config.replace(**fast, eval_every=10))
-    assert result["best"]["mAP50"] > 0.1
+    assert result["best"]["mAP50"] > 0.2
     assert run.find_model(config.folder).is_file()
     deployed = _deploy.deploy(
         _deploy.DeployOptions(
@@ -108,7 +108,7 @@ def test_trains_quantises_and_exports_with_the_op(config):
         )
     )
     file = deployed["files"]["edgetpu"]
-    assert file["verification"]["float_ops"] == []
+    assert not file["verification"]["float_ops"]
     assert file["agreement"] > 0.97
     assert file["postprocess"]["unmatched"] == 0
     assert file["ops"]["TFLite_Detection_PostProcess"] == 1

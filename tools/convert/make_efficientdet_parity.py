@@ -22,7 +22,7 @@ import numpy.typing as npt
 try:
     from keras_lightnets.tools.convert import make_ssdlite_parity as shared
 except ImportError:  # beside torch this package need not be installed
-    import make_ssdlite_parity as shared  # type: ignore[import-not-found, no-redef]
+    import make_ssdlite_parity as shared  # type: ignore[no-redef]
 
 Array = npt.NDArray[Any]
 
@@ -77,13 +77,16 @@ def main(folder: Path) -> None:
     """
     os.environ["PYTORCH_JIT"] = "0"  # the stand-in for a compiled operator is Python
     shared.declare_operators()
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Any] = {}
     for name in SIZES:
         for key, value in _raw(name).items():
             arrays[f"{name}_{key}"] = value
-    np.savez_compressed(folder / "efficientdet_raw.npz", **arrays)
-    task = {**_task(), **_softly_suppressed()}
-    np.savez_compressed(folder / "efficientdet_task.npz", **task)
+    _store(folder / "efficientdet_raw.npz", arrays)
+    _store(folder / "efficientdet_task.npz", {**_task(), **_softly_suppressed()})
+
+
+def _store(path: Path, arrays: Mapping[str, Any]) -> None:
+    np.savez_compressed(path, **arrays)
 
 
 def _network(name: str) -> Any:
