@@ -128,6 +128,17 @@ def test_smooth_l1_by_definition():
     np.testing.assert_array_equal(np.abs(grads).sum(-1) > 0, target[..., 4] > 0)
 
 
+def test_huber_by_definition():
+    target, pred = box_target([2, 5, 0]), logits(4)
+    error = np.abs(target[..., :4] - pred)
+    each = np.where(error < 0.1, error**2 / 2, 0.1 * (error - 0.05)).sum(-1)
+    expected = 3.0 * (each * target[..., 4]).sum() / 7
+    loss = BoxLoss("huber", weight=3.0, delta=0.1)
+    assert float(loss(target, pred)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="delta > 0"):
+        BoxLoss("huber", delta=0.0)
+
+
 def test_giou_loss():
     target = box_target([2, 5, 1])
     loss = BoxLoss("giou")
@@ -199,6 +210,7 @@ def test_sample_weight_and_batch_normalisation():
     "loss",
     [
         BoxLoss("giou", weight=2.0, box_weights=(1, 1, 1, 1)),
+        BoxLoss("huber", delta=0.1),
         MultiboxLoss(2.0, 5, class_weights=[1.0, 2.0], weight=0.5, name="mine"),
         FocalLoss(0.5, 1.0, class_weights=np.ones(3)),
     ],
