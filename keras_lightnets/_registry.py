@@ -11,6 +11,8 @@ from keras_lightnets._spec import ModelSpec
 FAMILIES = (
     "channelnet",
     "condensenet",
+    "dbb_mobilenet",
+    "dbb_resnet",
     "efficientnet",
     "efficientnet_lite",
     "efficientnet_v2",
@@ -33,6 +35,7 @@ FAMILIES = (
     "mobilenet_v3",
     "peleenet",
     "repghostnet",
+    "repvgg",
     "resnet",
     "resnext",
     "shufflenet_v1",
@@ -41,6 +44,7 @@ FAMILIES = (
     "squeezenext",
     "weightnet",
     "wide_resnet",
+    "xception",
 )
 
 

@@ -252,7 +252,8 @@ def check_options(spec):
         for model in (pooled, probabilities, bare)
     ]
     np.testing.assert_array_equal(sums[2], sums[1])
-    assert sums[0][0] != sums[1][0]
+    # The first kernel may be one that starts as zeros.
+    assert any(a != b for a, b in zip(*sums[:2], strict=False))
     found = np.asarray(probabilities(images(), training=False))
     assert found.shape == (2, 5)
     np.testing.assert_allclose(found.sum(axis=1), 1.0, rtol=1e-5)

@@ -266,6 +266,9 @@ def oracle(case: Case) -> Any:
     # Built for one input size only; the mean of a 7x7 map is the global mean.
     last = model.features if hasattr(model.features, "final_pool") else model.output
     last.final_pool = torch.nn.AdaptiveAvgPool2d(1)
+    final = getattr(model.features, "final_block", None)
+    if isinstance(getattr(final, "pool", None), torch.nn.AvgPool2d):
+        final.pool = torch.nn.AdaptiveAvgPool2d(1)
     return model.eval()
 
 
