@@ -16,7 +16,12 @@ import typer
 
 from keras_lightnets.tasks import TASKS
 
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+# `--help` behind a task's name is the task's.
+PASS_ON = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
 
 app = typer.Typer(
     name="keras-lightnets",
@@ -142,6 +147,9 @@ def _task_command(verb: str) -> None:
     def command(context: typer.Context, task: str) -> None:
         from keras_lightnets._errors import unknown
 
+        if task == "--help":
+            typer.echo(context.get_help())
+            return
         if task not in TASKS:
             raise unknown("task", task, TASKS)
         if "--help" not in context.args:

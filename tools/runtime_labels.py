@@ -21,7 +21,7 @@ import numpy as np
 try:
     from keras_lightnets.tools import runtime
 except ImportError:  # copied to a device
-    import runtime  # type: ignore[import-not-found, no-redef]
+    import runtime  # type: ignore[no-redef]
 
 LEGAL = {
     "task": ("segment", "classify"),

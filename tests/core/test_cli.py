@@ -40,3 +40,12 @@ def test_unknown_model_is_explained():
 def test_unknown_task_is_explained(verb):
     result = run(verb, "detcet")
     assert "Did you mean 'detect'" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("task", "option"),
+    [("classify", "--cutmix"), ("detect", "--nms-iou"), ("segment", "--hard-share")],
+)
+def test_help_behind_a_task_is_the_tasks(task, option):
+    assert option in run("train", task, "--help").stdout
+    assert task in run("train", "--help").stdout

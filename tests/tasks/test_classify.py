@@ -32,7 +32,7 @@ def config(pictures, tmp_path_factory):
         weights=None,
         image_size=SIDE,
         batch_size=4,
-        epochs=2,
+        epochs=1,
         freeze="c1",
         mixup=0.2,
         cutmix=1.0,

@@ -17,7 +17,7 @@ import numpy as np
 try:
     from keras_lightnets.tools.convert import make_ssdlite_parity as shared
 except ImportError:  # beside torch this package need not be installed
-    import make_ssdlite_parity as shared  # type: ignore[import-not-found, no-redef]
+    import make_ssdlite_parity as shared  # type: ignore[no-redef]
 
 NAMES = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 # The second size does not double from map to map: 5 x 7 and 9 x 13 cells.
