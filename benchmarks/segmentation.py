@@ -11,7 +11,6 @@ import argparse
 import os
 import pathlib
 import statistics
-import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -96,20 +95,19 @@ def heads(out: pathlib.Path) -> None:
     from keras_lightnets.tools.export import tflite
 
     models = {}
-    with tempfile.TemporaryDirectory():
-        for head, filters in (("raspp", 256), ("lraspp", 128)):
-            config = segment.SegmentConfig(
-                labels=tuple(str(i) for i in range(CLASSES)),
-                backbone="mobilenet_v2",
-                weights=None,
-                head=head,
-                head_options={"filters": filters},
-                image_height=SIZE[0],
-                image_size=SIZE[1],
-            )
-            model = segment.build_model(config)
-            content = tflite.convert(model, "float32", "float", None)
-            models[f"{head}, {filters} filters"] = runtime.TFLiteModel(content, 1)
+    for head, filters in (("raspp", 256), ("lraspp", 128)):
+        config = segment.SegmentConfig(
+            labels=tuple(str(i) for i in range(CLASSES)),
+            backbone="mobilenet_v2",
+            weights=None,
+            head=head,
+            head_options={"filters": filters},
+            image_height=SIZE[0],
+            image_size=SIZE[1],
+        )
+        model = segment.build_model(config)
+        content = tflite.convert(model, "float32", "float", None)
+        models[f"{head}, {filters} filters"] = runtime.TFLiteModel(content, 1)
     picture = np.random.default_rng(0).integers(0, 256, (1, *SIZE, 3)).astype("float32")
     times: dict[str, list[float]] = {name: [] for name in models}
     for number in range(ROUNDS + 1):
