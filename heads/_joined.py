@@ -48,12 +48,21 @@ def spec_of(name: str, row: Joined) -> ModelSpec:
     return spec.replace(name=name, function=name, weights=row.weights, **changes)
 
 
-def layout_of(row: Joined) -> Layout:
-    """Return the publisher's names of backbone and head."""
+def layout_of(row: Joined, kind: str | None = None) -> Layout:
+    """Return a publisher's names of backbone and head.
+
+    Args:
+        row: The network.
+        kind: Name of the layout; None: that of the first weights.
+
+    Returns:
+        One layout of both.
+    """
     family = _registry.family_module(_registry.family_of(row.backbone))
-    kind = row.weights[0].layout
+    kind = kind or row.weights[0].layout
     backbone: Layout = family.LAYOUTS[kind]
     head = find(row.head).layouts[kind]
+    unused = [row.rename(pattern) for pattern in backbone.unused]
 
     def names(spec: ModelSpec) -> dict[str, str]:
         theirs = {
@@ -63,7 +72,14 @@ def layout_of(row: Joined) -> Layout:
         }
         return theirs | head.names(row.config)
 
-    return Layout(names=names, top=(), unused=head.unused, reorder=head.reorder)
+    return Layout(
+        names=names,
+        top=(),
+        unused=(*filter(None, unused), *head.unused),
+        pieces=backbone.pieces + head.pieces,
+        reorder=backbone.reorder + head.reorder,
+        image=backbone.image + head.image,
+    )
 
 
 def create(
@@ -88,7 +104,8 @@ def create(
         WeightsError: If the weights cannot be had or do not fit.
     """
     spec = spec_of(name, row)
-    layouts = {row.weights[0].layout: layout_of(row)} if row.weights else {}
+    kinds = dict.fromkeys(entry.layout for entry in row.weights)
+    layouts = {kind: layout_of(row, kind) for kind in kinds}
     source = _weights.resolve(spec, layouts, weights)
     numerics = {} if source is None else source.changes
     fields = {field.name for field in dataclasses.fields(row.config)}

@@ -1,5 +1,8 @@
 """Class names of segmentation data sets."""
 
+# A model's class for pixels that have none; no metric counts it.
+VOID = "void"
+
 # fmt: off
 VOC_LABELS = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car",
@@ -14,5 +17,9 @@ CITYSCAPES = (
 # Label ids of these classes in the files; all others have no class.
 CITYSCAPES_IDS = (
     7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33,
+)
+CAMVID = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car",
+    "pedestrian", "bicyclist",
 )
 # fmt: on

@@ -12,6 +12,8 @@ from keras_lightnets.heads import (
     _endpoints,
     deeplab,
     efficientdet,
+    espnet,
+    espnet_v2,
     fpn,
     lraspp,
     pelee,
@@ -87,6 +89,27 @@ HEADS: Mapping[str, Head] = {
         decode=fpn.decode,
         detect=fpn.detect,
         layouts={},
+    ),
+    "espnet": SegmentationHead(
+        build=espnet.espnet,
+        config=espnet.ESPNetConfig,
+        endpoints=espnet.ENDPOINTS,
+        layouts=espnet.LAYOUTS,
+        output_stride=32,
+    ),
+    "espnet_c": SegmentationHead(
+        build=espnet.espnet_c,
+        config=espnet.ESPNetConfig,
+        endpoints=espnet.COARSE_ENDPOINTS,
+        layouts=espnet.COARSE_LAYOUTS,
+        output_stride=32,
+    ),
+    "espnet_v2": SegmentationHead(
+        build=espnet_v2.espnet_v2,
+        config=espnet_v2.ESPNetV2Config,
+        endpoints=espnet_v2.ENDPOINTS,
+        layouts=espnet_v2.LAYOUTS,
+        output_stride=32,
     ),
     "lraspp": SegmentationHead(
         build=lraspp.lraspp,
@@ -171,7 +194,7 @@ def for_task(task: str) -> dict[str, Any]:
 
     Example:
         >>> list(for_task("segment"))
-        ['deeplabv3', 'lraspp', 'raspp']
+        ['deeplabv3', 'espnet', 'espnet_c', 'espnet_v2', 'lraspp', 'raspp']
     """
     return {name: head for name, head in HEADS.items() if head.task == task}
 

@@ -73,6 +73,7 @@ _REGISTERED = (
     "layers.conv2d",
     "layers.learned_group",
     "layers.norm",
+    "layers.resampling",
     "layers.select",
     "layers.weightnet",
 )

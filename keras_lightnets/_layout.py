@@ -29,6 +29,8 @@ class Layout:
             columns); several of them name the same prefix.
         reorder: Layers whose outputs come in another order: (pattern of their names,
             the publisher's position of each of a group of outputs).
+        image: Patterns of layers whose last three inputs are an image's blue, green
+            and red; they are turned when loaded.
     """
 
     names: Callable[[Any], dict[str, str]]
@@ -40,6 +42,7 @@ class Layout:
     unused: tuple[str, ...] = ()
     pieces: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
     reorder: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    image: tuple[str, ...] = ()
 
 
 # What `layers.split_depthwise` makes of a 3x3 kernel: part -> rows, columns.
@@ -52,6 +55,8 @@ SPLIT_KERNEL = {
 SPLIT_PIECES = tuple(
     (f"*_{part}_conv", rows, cols) for part, (rows, cols) in SPLIT_KERNEL.items()
 )
+# Distances of the cells in the branches of `layers.spatial_pyramid`.
+ESP_DILATIONS = (1, 2, 4, 8, 16)
 
 _EXPANDED = {
     "expand_conv": "conv_pw",
@@ -86,6 +91,22 @@ def pairs(ours: str, theirs: str, parts: Mapping[str, str]) -> dict[str, str]:
         {'stem_conv': 'features.0.0', 'stem_bn': 'features.0.1'}
     """
     return {f"{ours}_{key}": f"{theirs}{value}" for key, value in parts.items()}
+
+
+def pyramid_names(ours: str, theirs: str) -> dict[str, str]:
+    """Name the convolutions of `layers.spatial_pyramid` as ESPNet's authors do.
+
+    Args:
+        ours: Stem of the layer names here.
+        theirs: The authors' prefix with its separator, such as "level2.0.".
+
+    Returns:
+        {layer name here: prefix of the authors' keys}.
+    """
+    names = {f"{ours}_reduce_conv": f"{theirs}c1.conv"}
+    for i, rate in enumerate(ESP_DILATIONS, start=1):
+        names[f"{ours}_branch{i}_conv"] = f"{theirs}d{rate}.conv"
+    return names
 
 
 def timm_inverted(

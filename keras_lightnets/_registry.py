@@ -16,6 +16,7 @@ FAMILIES = (
     "efficientnet",
     "efficientnet_lite",
     "efficientnet_v2",
+    "espnet",
     "espnet_v2",
     "fbnet",
     "fbnet_v2",

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_lightnets.heads._labels import VOID
+
 IGNORE = 255
 # Share of the image's diagonal within which two boundaries count as the same; as in
 # Csurka et al. 2013, https://doi.org/10.5244/C.27.32, section 3.
@@ -50,12 +52,13 @@ class Confusion:
             "miou", "class_accuracy" (mean of the classes) and "pixel_accuracy",
             0..1; "per_class_iou" and "per_class_accuracy": name -> 0..1, or None for
             a class that neither truth nor model (for the accuracy: the truth) has,
-            which counts in no mean; "confusion": rows of true, columns of found
-            classes.
+            and for `VOID`, which count in no mean; "confusion": rows of true,
+            columns of found classes.
         """
         right = np.diag(self.counts).astype(float)
         true, found = self.counts.sum(1), self.counts.sum(0)
         union = true + found - right
+        union[[name == VOID for name in names]] = 0
         iou = [_share(r, u) for r, u in zip(right, union, strict=True)]
         recall = [_share(r, t) for r, t in zip(right, true, strict=True)]
         return {
@@ -72,7 +75,7 @@ class BoundaryF1:
     """F1 score of class boundaries, mean of images and of the classes they show.
 
     Args:
-        classes: Number of classes.
+        classes: Number of classes; larger labels that are found count in none.
         tolerance: Distance that counts as the same place, as a share of the image's
             diagonal.
 
@@ -98,7 +101,7 @@ class BoundaryF1:
         edges_true = _edges(truth, valid)
         edges_found = _edges(found, valid)
         shown = np.union1d(truth[valid], found[valid])
-        for label in shown.astype(int):
+        for label in shown[shown < len(self._sum)].astype(int):
             score = _f1(
                 edges_true & (truth == label), edges_found & (found == label), radius
             )

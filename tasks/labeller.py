@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_lightnets.heads._labels import VOID
 from keras_lightnets.tasks import label_metrics
 from keras_lightnets.tasks.pictures import Answer, Answerer, answer_all
 from keras_lightnets.tools import runtime, runtime_labels
@@ -133,7 +134,7 @@ def evaluate(
     Args:
         dataset: Images and masks.
         label: The labeller.
-        labels: Its class names.
+        labels: Its class names; `VOID` can only be the last.
         table: The model's class of each number of the masks.
         batch_size: Images per call of the labeller.
         workers: Threads that read images.
@@ -143,7 +144,7 @@ def evaluate(
         "skipped_images": those that could not be read and count in no figure.
     """
     counts = label_metrics.Confusion(len(labels))
-    edges = label_metrics.BoundaryF1(len(labels))
+    edges = label_metrics.BoundaryF1(len(labels) - (labels[-1] == VOID))
     waiting: dict[int, np.ndarray] = {}
     skipped = 0
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from keras_lightnets.heads._labels import VOID
 from keras_lightnets.tasks import building
 from keras_lightnets.tasks.config import ConfigError, TaskConfig, split_commas
 from keras_lightnets.tasks.framework import Data, joined_loss, open_pair, same_classes
@@ -252,7 +253,7 @@ def label_table(labels: Sequence[str], dataset: Any) -> np.ndarray:
     """Return the model's class of each number of a data set's masks.
 
     Args:
-        labels: The model's class names.
+        labels: The model's class names; `VOID`, if among them, no mask holds.
         dataset: Masks of the same classes, in any order.
 
     Returns:
@@ -261,7 +262,8 @@ def label_table(labels: Sequence[str], dataset: Any) -> np.ndarray:
     Raises:
         ValueError: If the classes differ; those that only one side has are listed.
     """
-    same_classes(labels, dataset.names, dataset.source)
+    known = [name for name in labels if name != VOID or name in dataset.names]
+    same_classes(known, dataset.names, dataset.source)
     table = np.full(256, 255, np.uint8)
     for place, name in enumerate(dataset.names):
         table[place] = list(labels).index(name)

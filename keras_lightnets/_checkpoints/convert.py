@@ -42,6 +42,7 @@ class Candidate:
         unused: Patterns of prefixes that may be in the file and are not read.
         pieces: Layers that hold part of a kernel: (pattern, rows, columns).
         reorder: Layers whose outputs change places in groups: (pattern, order).
+        image: Layers whose last three inputs are an image's, blue first: patterns.
     """
 
     layout: str
@@ -53,6 +54,7 @@ class Candidate:
     unused: tuple[str, ...] = ()
     pieces: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
     reorder: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    image: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -99,6 +101,7 @@ def _candidate(
         unused=layout.unused,
         pieces=layout.pieces,
         reorder=layout.reorder,
+        image=layout.image,
     )
 
 
@@ -259,6 +262,8 @@ def convert(
             if variable == "kernel":
                 value = _piece(value, layer, candidate)
             value = _reordered(value, layer, candidate)
+            if any(fnmatch.fnmatchcase(layer, p) for p in candidate.image):
+                value = _image_turned(value)
             result[f"{layer}/{variable}"] = value
     return result
 
@@ -278,6 +283,13 @@ def _reordered(value: np.ndarray, layer: str, candidate: Candidate) -> np.ndarra
             groups = value.reshape(*value.shape[:-1], -1, len(order))
             return groups[..., list(order)].reshape(value.shape)
     return value
+
+
+def _image_turned(value: np.ndarray) -> np.ndarray:
+    """Return a kernel or vector with its last three inputs turned round."""
+    axis = max(value.ndim - 2, 0)
+    order = list(range(value.shape[axis]))
+    return np.take(value, order[:-3] + order[:-4:-1], axis)
 
 
 def _from_torch(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

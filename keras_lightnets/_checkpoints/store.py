@@ -57,7 +57,7 @@ def key_of(source: str, spec: Any, candidate: Candidate, offset: int) -> str:
     """Return the name of a conversion: changes with all that it depends on."""
     parts = [source, __version__, spec.name, candidate.layout, candidate.slashed]
     names = list(candidate.names.items())
-    text = json.dumps([*parts, names, candidate.pieces, offset])
+    text = json.dumps([*parts, names, candidate.pieces, candidate.image, offset])
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]
     return f"{spec.name}-{candidate.layout}-{digest}"
 

@@ -71,6 +71,8 @@ _MODULES = {
     "separable_conv_bn": "separable",
     "valid_conv_bn": "separable",
     "centred_max_pool": "separable",
+    "resample": "resampling",
+    "spatial_pyramid": "esp",
     "split_depthwise": "dilated",
     "squeeze_excite": "squeeze",
     "thinned": "stride",
