@@ -42,7 +42,8 @@ def multi_scale(x: Any, spec: ResidualSpec, conv: Spatial) -> Any:
             "reduce_ratio to their number. Received: "
             f"{x.shape[-1]} channels and filters={conv.filters}"
         )
-    alone, outputs = resized(conv.block), []
+    alone = resized(conv.block)
+    outputs: list[Any] = []
     sizes = (conv.stride, conv.groups, conv.dilation)
     for i in range(count - 1):
         part = f"{conv.name}_scale{i + 1}"
