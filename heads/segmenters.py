@@ -49,8 +49,8 @@ def _in_segmenter(prefix: str) -> str:
 def _torchvision(file: str) -> tuple[Weights, ...]:
     rule = dataclasses.replace(IMAGENET, size=520, crop=1.0, interpolation="bilinear")
     changes = (("padding", "symmetric"),)
-    entry = _publishers.torchvision("v1", file, rule, None, changes)
-    return (dataclasses.replace(entry, tag="coco_voc"),)
+    entry = _publishers.torchvision("v1", file, rule, 0.0, changes)
+    return (dataclasses.replace(entry, tag="coco_voc", top1=None),)
 
 
 _CITY = (*CITYSCAPES, VOID)
