@@ -201,7 +201,7 @@ def _strided(
     out: int,
     row: Row,
     spec: ESPNetV2Spec,
-    stride: "layers.DilatedStride",
+    stride: layers.DilatedStride,
 ) -> tuple[Any, Any]:
     """Strided block with the image's shortcut (figure 2).
 

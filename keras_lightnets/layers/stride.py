@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from keras import layers
-
 
 @dataclass
 class DilatedStride:
@@ -80,5 +78,7 @@ def thinned(x: Any, stride: int, dilation: int, name: str) -> tuple[Any, int, in
             "A strided convolution needs a dilation that its stride divides. "
             f"Received: stride={stride}, dilation={dilation}"
         )
+    from keras import layers  # backbone files name DilatedStride, without keras
+
     x = layers.MaxPooling2D(1, strides=stride, name=f"{name}_pool")(x)
     return x, 1, dilation // stride
