@@ -40,6 +40,7 @@ FAMILIES = (
     "res2net",
     "resnet",
     "resnext",
+    "rmnext",
     "shufflenet_v1",
     "shufflenet_v2",
     "sknet",

@@ -30,6 +30,7 @@ PLACES = {
     "peleenet": "LIGHTNETS_PELEENET",  # Robert-JunWang/PeleeNet
     "dbb": "LIGHTNETS_DBB",  # DingXiaoH/DiverseBranchBlock
     "repvgg": "LIGHTNETS_REPVGG",  # DingXiaoH/RepVGG
+    "rmnet": "LIGHTNETS_RMNET",  # fxmeng/RMNet
     "squeezenext": "LIGHTNETS_SQUEEZENEXT",  # amirgholami/SqueezeNext
     "weightnet": "LIGHTNETS_WEIGHTNET",  # megvii-model/WeightNet
 }
@@ -110,6 +111,11 @@ def _dbb(place: pathlib.Path, name: str) -> Any:
         sys.path.remove(str(place))
         for key in ("convnet_utils", *neighbours):
             sys.modules.pop(key, None)
+
+
+def _rmnet(place: pathlib.Path, name: str) -> Any:
+    """Build an RMNeXt by the name of its function."""
+    return getattr(_load(place / "models" / "rmnext.py"), name)()
 
 
 def _repvgg(place: pathlib.Path, name: str) -> Any:
@@ -368,6 +374,7 @@ _BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
     "peleenet": _peleenet,
     "dbb": _dbb,
     "repvgg": _repvgg,
+    "rmnet": _rmnet,
     "squeezenext": _squeezenext,
     "weightnet": _weightnet,
 }

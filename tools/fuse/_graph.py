@@ -56,7 +56,8 @@ def read(model: Any) -> Graph:
 
     A step is of kind "linear" (config: "linear"), "add", "node" (any other call) or
     "output" (one of several outputs of a call; config: "index"). Each keeps its
-    node of the model in config["node"].
+    node of the model in config["node"]. Rewrites may add steps of kind "layer"
+    (config: "layer", a new one).
 
     Args:
         model: A functional or sequential `keras.Model`.
@@ -260,6 +261,11 @@ def rebuild(graph: Graph, model: Any) -> Any:
             tensors[step.name] = keras.tree.flatten(made)[0]
         elif step.kind == "add":
             tensors[step.name] = keras.layers.Add(name=step.name, **step.config)(values)
+        elif step.kind == "layer":
+            layer = step.config["layer"]
+            tensors[step.name] = layer(values if len(values) > 1 else values[0])
+            if step.weights:
+                layer.set_weights(list(step.weights.values()))
         else:
             tensors[step.name] = _emit(step, values[0], graph)
     inputs = keras.tree.map_structure(lambda t: tensors[history(t).name], model.input)

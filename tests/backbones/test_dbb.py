@@ -1,0 +1,129 @@
+"""DBB: the deployed form is a plain ResNet or MobileNet; the block elsewhere."""
+
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_lightnets
+from keras_lightnets import cost, layers
+from keras_lightnets.tools.fuse import fuse, plan
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import contracts  # noqa: E402
+
+# Parameters of the authors' networks as trained. Multiply-adds are not compared:
+# here the border is padded in front of 1x1 convolutions, which compute it too.
+TRAINED = {
+    "dbb_resnet18": 26288296,
+    "dbb_resnet50": 40684456,
+    "dbb_mobilenet": 4372183,
+}
+# What the deployed form must be, but for biases in the place of normalisations.
+PLAIN = {
+    "dbb_resnet18": "resnet18",
+    "dbb_resnet50": "resnet50",
+    "dbb_mobilenet": "mobilenet_v1",
+}
+# Blocks: all 3x3 convolutions, of a MobileNet the stem's too.
+BLOCKS = {"dbb_resnet18": 16, "dbb_resnet50": 16, "dbb_mobilenet": 14}
+
+
+def kernels(model):
+    """Return the shapes of all kernels, sorted."""
+    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+    found = [layer for layer in model.layers if isinstance(layer, kinds)]
+    return sorted(tuple(layer.kernel.shape) for layer in found)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dbb_mobilenet",
+        pytest.param("dbb_resnet18", marks=pytest.mark.full),
+        pytest.param("dbb_resnet50", marks=pytest.mark.full),
+    ],
+)
+def test_deployed_form(name):
+    """In double precision, so that equal means equal."""
+    spec = keras_lightnets.get_spec(name)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float64")
+    try:
+        options = {"input_shape": (64, 64, 3), "classifier_activation": None}
+        model = contracts.build(spec, **options)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert cost.total(model).params == TRAINED[name]
+    contracts.seeded_values(model)
+    merged = plan(model)
+    assert sum(f.branches > 1 for f in merged.fused) == BLOCKS[name]
+    assert merged.kept == ()
+    deployed = fuse(model)
+    x = contracts.images(count=1)
+    expected, found = (np.asarray(m(x, training=False)) for m in (model, deployed))
+    assert np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max()
+    plain = keras_lightnets.create_model(PLAIN[name], weights=None, **options)
+    assert kernels(deployed) == kernels(plain)
+    assert cost.total(deployed).madds == cost.total(plain).madds
+
+
+def build_block(channels, filters, kernel, side=9, **sizes):
+    spec = keras_lightnets.get_spec("dbb_resnet18")
+    image = keras.Input((side, side, channels))
+    x = layers.diverse_branches(image, filters, kernel, spec, "stage1_block1", **sizes)
+    model = keras.Model(image, x)
+    contracts.seeded_values(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("channels", "filters", "kernel", "sizes"),
+    [
+        (4, 6, 3, {}),
+        (4, 4, 5, {"stride": 2}),
+        (4, 8, 3, {"stride": 2, "groups": 2}),
+        (4, 4, 3, {"groups": 4}),
+        (4, 4, 5, {"stride": 2, "groups": 4}),
+    ],
+)
+def test_one_convolution_is_left_of_a_block(channels, filters, kernel, sizes):
+    model = build_block(channels, filters, kernel, **sizes)
+    deployed = fuse(model)
+    kinds = [type(layer).__name__ for layer in deployed.layers]
+    assert len([kind for kind in kinds if "Conv2D" in kind]) == 1
+    assert not {"Add", "BatchNormalization", "AveragePooling2D"} & set(kinds)
+    x = np.random.default_rng(0).normal(size=(2, 9, 9, channels)).astype("float32")
+    expected, found = (np.asarray(m(x, training=False)) for m in (model, deployed))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_dilated_block_computes_the_dense_one_on_every_second_cell():
+    dense, dilated = build_block(4, 4, 3, 7), build_block(4, 4, 3, 14, dilation=2)
+    x = np.random.default_rng(0).normal(size=(1, 14, 14, 4)).astype("float32")
+    found = np.asarray(dilated(x, training=False))[:, ::2, ::2]
+    expected = np.asarray(dense(x[:, ::2, ::2], training=False))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_series_starts_as_the_identity():
+    """Its first kernel is learned as a difference, as in the authors' code."""
+    spec = keras_lightnets.get_spec("dbb_resnet18")
+    image = keras.Input((5, 5, 4))
+    model = keras.Model(
+        image, layers.diverse_branches(image, 4, 3, spec, "stage1_block1")
+    )
+    name = "stage1_block1_series_first_add"
+    first = keras.Model(image, model.get_layer(name).output)
+    x = np.random.default_rng(0).normal(size=(1, 5, 5, 4)).astype("float32")
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    np.testing.assert_array_equal(first(x), padded)
+
+
+def test_refuses_strides_that_branches_see_differently():
+    spec = keras_lightnets.get_spec("dbb_resnet18").replace(padding="same")
+    with pytest.raises(ValueError, match="symmetric.*Received: padding='same'"):
+        layers.diverse_branches(keras.Input((8, 8, 4)), 4, 3, spec, "a", stride=2)
