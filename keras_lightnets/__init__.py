@@ -18,6 +18,8 @@ from typing import Any
 from keras_lightnets._version import __version__ as __version__
 
 _PUBLIC = ("create_model", "get_spec", "list_models", "load_model")
+# Whole dense networks: backbone and head in one.
+_DENSE = ("ESPNet", "ESPNetC", "ESPNetV2Segmenter")
 
 
 def create_model(name: str, **options: Any) -> Any:
@@ -95,6 +97,8 @@ def __getattr__(name: str) -> Any:
         return getattr(_registry, name)
     if name in _registry.FAMILIES:
         return _registry.family_module(name)
+    if name in _DENSE:
+        return getattr(importlib.import_module("keras_lightnets.heads.dense"), name)
     if name in ("heads", "layers", "tasks", "tools", "cost"):
         return importlib.import_module(f"keras_lightnets.{name}")
     family = _registry.functions().get(name) if name[:1].isupper() else None
@@ -113,7 +117,7 @@ def __dir__() -> list[str]:
     from keras_lightnets import _registry
 
     return sorted(
-        [*_PUBLIC, "__version__", *_registry.FAMILIES, *_registry.functions()]
+        [*_PUBLIC, *_DENSE, "__version__", *_registry.FAMILIES, *_registry.functions()]
     )
 
 

@@ -150,6 +150,16 @@ def check_images(shared, count):
         assert (found == stored[name]).mean() > 0.999, name
 
 
+def test_public_functions(mirror):
+    model = keras_lightnets.ESPNet("camvid", (64, 96))
+    assert model.output["logits"].shape == (None, 64, 96, 12)
+    assert keras_lightnets.ESPNetC(None, (64, 96), q=3).output["logits"].shape[1] == 8
+    with pytest.raises(ValueError, match="q"):
+        keras_lightnets.ESPNet(None, q=4)
+    with pytest.raises(ValueError, match="width"):
+        keras_lightnets.ESPNetV2Segmenter(None, width=1.25)
+
+
 def test_stored_scores_of_the_authors_code():
     """What `tasks/segment.py eval` gave too, on all 101 images (see benchmarks)."""
     with np.load(PARITY / "espnet_camvid.npz") as file:

@@ -8,7 +8,7 @@ import pytest
 MODULES = ("boxes", "anchors", "matching", "losses", "nms", "ssdlite", "_endpoints")
 MODULES += ("bifpn", "efficientdet", "fpn", "pelee")
 MODULES += ("_table", "detectors", "deeplab", "lraspp", "seg_losses", "segmenters")
-MODULES += ("espnet", "espnet_v2")
+MODULES += ("dense", "eseg", "espnet", "espnet_v2")
 
 
 @pytest.mark.parametrize("name", MODULES)
