@@ -13,6 +13,7 @@ pytest.importorskip("tf_keras")
 
 from quant_models import classifier, detector, pictures, settle
 
+from keras_lightnets.layers import channels
 from keras_lightnets.tools.quantize import bridge
 
 
@@ -93,6 +94,8 @@ def test_separate_means_per_channel():
         lambda x: layers.Resizing(5, 7, interpolation="bilinear")(x),
         lambda x: layers.UpSampling2D(2, interpolation="bilinear")(x),
         lambda x: layers.Permute((2, 1, 3))(layers.Cropping2D(1)(x)),
+        lambda x: channels.channel_slice(x, 1, 3, "a"),
+        lambda x: layers.Conv2D(2, 3)(channels.channel_pad(x, 1, 2, "a")),
         lambda x: layers.Activation("gelu")(layers.Rescaling(0.01, -1)(x)),
         lambda x: layers.Normalization(mean=[1.0, 2, 3], variance=[4.0, 5, 6])(x),
         lambda x: layers.BatchNormalization(scale=False, center=False)(x),

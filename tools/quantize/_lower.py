@@ -174,7 +174,8 @@ ACTIVATIONS: dict[str, Callable[[Lowering, str, str], str]] = {
 def _config(layer: Any, keys: Sequence[str]) -> dict[str, Any]:
     config = layer.get_config()
     form = config.get("data_format", "channels_last")
-    if form not in (None, "channels_last"):
+    # Padding and cropping name their axes by it, and may take the channels.
+    if form not in (None, "channels_last") and "data_format" not in keys:
         raise UnsupportedLayerError(
             f"Layer {layer.name!r} has data_format={form!r}; only 'channels_last' "
             "converts. Build the model with channels_last."
@@ -416,8 +417,8 @@ LAYERS: dict[str, Callable[..., str]] = {
     "AveragePooling2D": window("avg_pool", POOL_KEYS),
     "GlobalAveragePooling2D": window("mean", ("keepdims",)),
     "GlobalMaxPooling2D": window("global_max", ("keepdims",)),
-    "ZeroPadding2D": window("zero_pad", ("padding",)),
-    "Cropping2D": window("crop", ("cropping",)),
+    "ZeroPadding2D": window("zero_pad", ("padding", "data_format")),
+    "Cropping2D": window("crop", ("cropping", "data_format")),
     "Permute": window("permute", ("dims",)),
     "Reshape": reshape,
     "SelectChannels": select,
