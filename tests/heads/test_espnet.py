@@ -150,6 +150,27 @@ def check_images(shared, count):
         assert (found == stored[name]).mean() > 0.999, name
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if "_c:" in case else pytest.mark.full)
+        for case in source.OFFICIAL
+    ],
+)
+def test_official_files_label_as_the_authors_code(case, mirror, shared):
+    """Cityscapes' and VOC's weights, of both networks, on a picture of CamVid."""
+    from keras_lightnets.tasks.data import images
+
+    with np.load(PARITY / "espnet_official.npz") as file:
+        expected = file[case]
+    name, _, tag = case.partition(":")
+    model, _ = heads.create_segmenter(name, tag, source.CROP)
+    image = images.read_image(shared / "data" / "camvid" / "val" / source.PICTURE)
+    batch = image[None, : source.CROP[0], : source.CROP[1]].astype("float32")
+    found = np.asarray(model(batch, training=False)["logits"])[0].argmax(-1)
+    assert (found == expected).mean() > 0.999
+
+
 def test_public_functions(mirror):
     model = keras_lightnets.ESPNet("camvid", (64, 96))
     assert model.output["logits"].shape == (None, 64, 96, 12)

@@ -4,11 +4,11 @@ Needs torch, OpenCV, checkouts of sacmehta/ESPNet and sacmehta/EdgeNets in the f
 named by LIGHTNETS_ESPNET and LIGHTNETS_EDGENETS, and, for the CamVid results, the
 folder with `data/camvid` and `weights/espnet` named by LIGHTNETS_SHARED::
 
-    python tools/convert/make_espnet_parity.py tests/parity [seeded | camvid]
+    python tools/convert/make_espnet_parity.py tests/parity [seeded | camvid | official]
 
 writes `espnet_seeded.npz` and `espnet_v2_seeded.npz`: outputs with seeded weights, and
 `espnet_camvid.npz`: what the authors' code and weights make of CamVid's validation
-images.
+images; `espnet_official.npz`: what their other files make of one of them.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 try:
     from keras_lightnets.tools.convert import make_ssdlite_parity as shared
 except ImportError:  # beside torch this package need not be installed
-    import make_ssdlite_parity as shared  # type: ignore[import-not-found, no-redef]
+    import make_ssdlite_parity as shared  # type: ignore[no-redef]
 
 # Name here -> folder of the checkout, class, its arguments, and image size. The second
 # sizes of ESPNetv2 leave 5 cells at the coarsest map, the least that its pyramids make.
@@ -38,6 +38,16 @@ EDGENETS: dict[str, tuple[float, int, str, tuple[int, int]]] = {
     "espnet_v2_seg_050:cityscapes": (0.5, 20, "city", (96, 128)),
     "espnet_v2_seg:voc": (1.0, 21, "pascal", (176, 96)),
 }
+# Name here -> folder or width, class or classes and data, file.
+OFFICIAL: dict[str, tuple[Any, ...]] = {
+    "espnet:cityscapes": ("ESPNet", "espnet/decoder/espnet_p_2_q_8"),
+    "espnet_c:cityscapes": ("ESPNet_Encoder", "espnet/encoder/espnet_p_2_q_8"),
+    "espnet_v2_seg:cityscapes": (1.0, "espnetv2_seg/espnetv2_s_1.0_city_1024x512"),
+    "espnet_v2_seg_200:cityscapes": (2.0, "espnetv2_seg/espnetv2_s_2.0_city_1024x512"),
+    "espnet_v2_seg_200:voc": (2.0, "espnetv2_seg/espnetv2_s_2.0_pascal_384x384"),
+}
+PICTURE = "0016E5_08091.jpg"
+CROP = (352, 480)  # rows and columns from the top left, multiples of 32
 STEP = 8  # every eighth row and column is stored: the files stay small
 CAMVID_CLASSES = 12
 FULL = (0, 33, 66, 100)  # validation images of which every pixel is stored
@@ -57,14 +67,16 @@ def main() -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("part", nargs="?", choices=("seeded", "camvid"))
+    parser.add_argument("part", nargs="?", choices=("seeded", "camvid", "official"))
     options = parser.parse_args()
-    if options.part != "camvid":
+    if options.part in (None, "seeded"):
         for table in ("espnet", "espnet_v2"):
             arrays = _seeded(_espnets() if table == "espnet" else _edgenets())
             np.savez_compressed(options.folder / f"{table}_seeded.npz", **arrays)
-    if options.part != "seeded":
+    if options.part in (None, "camvid"):
         np.savez_compressed(options.folder / "espnet_camvid.npz", **_camvid())
+    if options.part in (None, "official"):
+        np.savez_compressed(options.folder / "espnet_official.npz", **_official())
 
 
 def _seeded(networks: Any) -> dict[str, Any]:
@@ -121,8 +133,11 @@ def _logits(network: Any, image: Any, name: str, bgr: bool) -> Any:
     if not bgr:
         mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
         return _run(network, (pixels / 255 - mean) / std)
-    mean, std = CITYSCAPES if "city" in name else CAMVID
-    return _run(network, (pixels[..., ::-1] - np.array(mean)) / np.array(std) / 255)
+    blue_first = CITYSCAPES if "city" in name else CAMVID
+    return _run(
+        network,
+        (pixels[..., ::-1] - np.array(blue_first[0])) / np.array(blue_first[1]) / 255,
+    )
 
 
 # Blue, green, red. Cityscapes: their test script; CamVid: their LoadData on the 184
@@ -161,8 +176,8 @@ def _camvid() -> dict[str, Any]:
     counts = np.zeros((CAMVID_CLASSES, CAMVID_CLASSES), np.int64)
     arrays: dict[str, Any] = {"mean": mean, "std": std}
     for i, path in enumerate(sorted((images / "val").glob("*.jpg"))):
-        picture = cv2.imread(str(path)).astype(np.float32)
-        truth = cv2.imread(str(images / "val_labels" / f"{path.stem}.png"), 0)
+        picture = _read(cv2, path, 1).astype(np.float32)
+        truth = _read(cv2, images / "val_labels" / f"{path.stem}.png", 0)
         logits = _run(network, (picture - mean) / std / 255)
         found = logits.argmax(-1).astype(np.uint8)
         pairs = truth.astype(np.int64) * CAMVID_CLASSES + found
@@ -171,6 +186,43 @@ def _camvid() -> dict[str, Any]:
         if i in FULL:
             arrays[path.name] = found
     return {**arrays, "confusion": counts}
+
+
+def _official() -> dict[str, Any]:
+    """Label a picture with the authors' code and files."""
+    import cv2
+    import torch
+
+    folder = Path(os.environ["LIGHTNETS_SHARED"])
+    arrays: dict[str, Any] = {}
+    picture = _read(cv2, folder / "data" / "camvid" / "val" / PICTURE, 1)
+    image = picture[: CROP[0], : CROP[1], ::-1]
+    for name, (kind, file) in OFFICIAL.items():
+        old = isinstance(kind, str)
+        if old:
+            module = _load(Path(os.environ["LIGHTNETS_ESPNET"]) / "test", "Model")
+            network = getattr(module, kind)(20, 2, 8)
+        else:
+            place = Path(os.environ["LIGHTNETS_EDGENETS"])
+            module = _load(place, "model.segmentation.espnetv2")
+            data, classes = ("city", 20) if "city" in name else ("pascal", 21)
+            given = argparse.Namespace(s=kind)
+            network = module.ESPNetv2Segmentation(given, classes, data)
+        path = folder / "weights" / f"{file}.pth"
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(
+            {key.removeprefix("module."): value for key, value in state.items()}
+        )
+        logits = _logits(network.eval(), image, name, old)
+        arrays[name] = logits.argmax(-1).astype(np.uint8)
+    return arrays
+
+
+def _read(cv2: Any, path: Path, flag: int) -> Any:
+    picture = cv2.imread(str(path), flag)
+    if picture is None:
+        raise FileNotFoundError(f"{path} is missing or no picture")
+    return picture
 
 
 def _measured(place: Path, images: Path) -> tuple[Any, Any]:
