@@ -44,13 +44,25 @@ class Resample2D(keras.layers.Layer):
         self.width = width
         self.method = method
 
+    def matrices(self, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the weights for maps of rows x columns.
+
+        Args:
+            rows: Rows of a map.
+            columns: Columns of a map.
+
+        Returns:
+            (height, rows) and (width, columns), float32; each row's sum is 1.
+        """
+        make = _aligned if self.method == "aligned" else _area
+        return make(self.height, rows), make(self.width, columns)
+
     def call(self, inputs: Any) -> Any:
         """Return (batch, height, width, channels)."""
-        make = _aligned if self.method == "aligned" else _area
-        rows, columns = inputs.shape[1:3]
-        down = ops.cast(make(self.height, rows), inputs.dtype)
-        across = ops.cast(make(self.width, columns), inputs.dtype)
-        channels = inputs.shape[3]
+        rows, columns, channels = inputs.shape[1:]
+        down, across = (
+            ops.cast(matrix, inputs.dtype) for matrix in self.matrices(rows, columns)
+        )
         x = ops.reshape(inputs, (-1, rows, columns * channels))
         x = ops.matmul(down, x)
         x = ops.reshape(x, (-1, columns, channels))

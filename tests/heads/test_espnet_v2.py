@@ -93,6 +93,18 @@ def test_resizing_takes_a_plain_layer_where_it_can():
         Resample2D(0, 2, "area")
 
 
+def test_resizing_becomes_products_for_quantisation():
+    """The bridge's twin of both methods, on sides that no plain layer reaches."""
+    from keras_lightnets.tools.quantize import bridge
+
+    image = keras.Input((6, 8, 3), name="image")
+    x = layers.resample(image, (9, 11), "aligned", "a")
+    model = keras.Model(image, layers.resample(x, (4, 5), "area", "b"))
+    batch = np.random.RandomState(0).randn(2, 6, 8, 3).astype("float32")
+    found = np.asarray(bridge.to_tf_keras(model).model(batch, training=False))
+    np.testing.assert_allclose(found, model(batch, training=False), atol=1e-6)
+
+
 def test_survives_saving_and_refuses_unknown_sizes(tmp_path):
     options = {"weights": None, "include_top": False}
     maps = ("c1", "c2", "c3", "c4")
