@@ -71,6 +71,7 @@ def load_model(path: str | os.PathLike[str], *, compile: bool = False) -> Any:
 _REGISTERED = (
     "heads.losses",
     "heads.seg_losses",
+    "layers.blur",
     "layers.fusion",
     "layers.conv2d",
     "layers.learned_group",

@@ -34,6 +34,7 @@ FAMILIES = (
     "mobilenet_v1",
     "mobilenet_v2",
     "mobilenet_v3",
+    "nexception",
     "peleenet",
     "repghostnet",
     "repvgg",

@@ -20,6 +20,8 @@ _MODULES = {
     "adaptive_pool": "pool",
     "add": "conv",
     "avg_pool": "pool",
+    "BlurPool": "blur",
+    "blur_pool": "blur",
     "avg_pool_up": "pool",
     "channel_pad": "channels",
     "channel_slice": "channels",

@@ -27,6 +27,7 @@ PLACES = {
     "kuangliu": "LIGHTNETS_KUANGLIU",  # kuangliu/pytorch-cifar
     "megvii": "LIGHTNETS_SHUFFLENET",  # megvii-model/ShuffleNet-Series
     "micronet": "LIGHTNETS_MICRONET",  # liyunsheng13/micronet
+    "nexception": "LIGHTNETS_NEXCEPTION",  # hadarshavit/NEXcepTion
     "peleenet": "LIGHTNETS_PELEENET",  # Robert-JunWang/PeleeNet
     "dbb": "LIGHTNETS_DBB",  # DingXiaoH/DiverseBranchBlock
     "repvgg": "LIGHTNETS_REPVGG",  # DingXiaoH/RepVGG
@@ -111,6 +112,16 @@ def _dbb(place: pathlib.Path, name: str) -> Any:
         sys.path.remove(str(place))
         for key in ("convnet_utils", *neighbours):
             sys.modules.pop(key, None)
+
+
+def _nexception(place: pathlib.Path, name: str) -> Any:
+    """Build "t", "tp" or "s"."""
+    import timm.layers.activations
+    import timm.models.layers
+
+    timm.models.layers.activations = timm.layers.activations  # where it once was
+    module = _load(place / f"nexception_{name}.py")
+    return module.NEXception(num_classes=1000)
 
 
 def _rmnet(place: pathlib.Path, name: str) -> Any:
@@ -371,6 +382,7 @@ _BUILDERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
     "kuangliu": _kuangliu,
     "megvii": _megvii,
     "micronet": _micronet,
+    "nexception": _nexception,
     "peleenet": _peleenet,
     "dbb": _dbb,
     "repvgg": _repvgg,
