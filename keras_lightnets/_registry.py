@@ -9,10 +9,12 @@ from keras_lightnets._errors import unknown
 from keras_lightnets._spec import ModelSpec
 
 FAMILIES = (
+    "alexnet",
     "channelnet",
     "condensenet",
     "dbb_mobilenet",
     "dbb_resnet",
+    "eca_net",
     "efficientnet",
     "efficientnet_lite",
     "efficientnet_v2",

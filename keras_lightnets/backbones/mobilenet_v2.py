@@ -1,5 +1,6 @@
 """MobileNetV2: inverted residuals with linear bottlenecks."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from keras_lightnets._spec import (
 )
 
 __all__ = [
+    "ECAMobileNetV2",
     "MobileNetV2",
     "MobileNetV2W035",
     "MobileNetV2W050",
@@ -31,13 +33,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the paper's table 2: t, c, n, s (before the width)."""
+    """One line of the paper's table 2: t, c, n, s (before the width).
+
+    `eca` is the kernel of ECA-Net's gates behind the projections; 0 for none.
+    """
 
     stage: int
     ratio: int
     out: int
     repeat: int
     stride: int
+    eca: int = 0
 
 
 # fmt: off
@@ -52,6 +58,8 @@ ROWS = (
     Row(5,    6,     320, 1,    1),
 )
 # fmt: on
+# ECA-Net's files: neighbours count from 96 channels on.
+ECA_ROWS = tuple(dataclasses.replace(r, eca=1 if r.out < 96 else 3) for r in ROWS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +167,17 @@ SPECS = (
         top1=60.3,
         weights=(_keras_weights(0.35),),
     ),
+    MobileNetV2Spec(
+        name="eca_mobilenet_v2",
+        function="ECAMobileNetV2",
+        rows=ECA_ROWS,
+        padding="symmetric",
+        bn_epsilon=1e-5,
+        bn_momentum=0.9,
+        bias_exceptions=("*_eca_conv",),
+        top1=72.56,
+        reference="Wang et al. 2020, ECA-Net, https://arxiv.org/abs/1910.03151",
+    ),
 )
 
 
@@ -184,6 +203,7 @@ def _sizes(spec: MobileNetV2Spec, block: Block[Row]) -> "layers.Bottleneck":
         stride=block.stride,
         act=spec.act,
         always_expand=_expanded(spec, block.row),
+        eca=block.row.eca,
     )
 
 
@@ -218,6 +238,8 @@ def _torchvision(spec: MobileNetV2Spec) -> dict[str, str]:
         parts = {"expand_conv": "0.0", "expand_bn": "0.1"} if k else {}
         parts |= {"dw_conv": f"{k}.0", "dw_bn": f"{k}.1"}
         parts |= {"project_conv": f"{k + 1}", "project_bn": f"{k + 2}"}
+        if block.row.eca:
+            parts["eca_conv"] = f"{k + 3}.conv"
         names |= pairs(block.name, f"features.{i}.conv.", parts)
     names |= pairs("top", f"features.{len(blocks) + 1}.", {"conv": "0", "bn": "1"})
     return names | {"top_classifier": "classifier.1"}
@@ -263,4 +285,5 @@ MobileNetV2W140 = make_application(SPECS[1], FAMILY)
 MobileNetV2W075 = make_application(SPECS[2], FAMILY)
 MobileNetV2W050 = make_application(SPECS[3], FAMILY)
 MobileNetV2W035 = make_application(SPECS[4], FAMILY)
+ECAMobileNetV2 = make_application(SPECS[5], FAMILY)
 preprocess_input = make_preprocess(SPECS)

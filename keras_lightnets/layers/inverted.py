@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets._blocks import Block
 from keras_lightnets._spec import ModelSpec
+from keras_lightnets.layers.attention import efficient_attention
 from keras_lightnets.layers.conv import activate, conv_bn, depthwise_bn, residual
 from keras_lightnets.layers.shuffle import channel_shuffle
 from keras_lightnets.layers.squeeze import squeeze_excite
@@ -34,6 +35,7 @@ class Bottleneck:
             publisher's network differs from the spec's padding.
         skip: Whether equal shapes are joined by the shortcut.
         drop: Share of images whose residual is dropped in training.
+        eca: Kernel of efficient channel attention behind the projection; 0 for none.
     """
 
     kernel: int
@@ -50,6 +52,7 @@ class Bottleneck:
     pad: int | None = None
     skip: bool = True
     drop: float = 0.0
+    eca: int = 0
 
 
 def inverted_residual(
@@ -87,6 +90,8 @@ def inverted_residual(
         act, gate = block.squeeze_act, block.gate
         x = squeeze_excite(x, block.squeeze, f"{name}_se", act=act, gate=gate)
     x = conv_bn(x, block.out, 1, spec, f"{name}_project", groups=block.groups)
+    if block.eca:
+        x = efficient_attention(x, f"{name}_eca", block.eca)
     if block.skip and block.stride == 1 and channels == block.out:
         x = residual(x, shortcut, name, block.drop)
     return x, expanded

@@ -216,7 +216,8 @@ def seeded_images(size: tuple[int, int]) -> np.ndarray:
     """
     random = np.random.RandomState(20)
     tiles = random.randint(0, 256, (8, 8, 3)).astype("float32")
-    coarse = np.kron(tiles, np.ones((16, 16, 1), "float32"))[: size[0], : size[1]]
+    side = max(16, -(-max(size) // 8))
+    coarse = np.kron(tiles, np.ones((side, side, 1), "float32"))[: size[0], : size[1]]
     fine = random.randint(0, 256, (*size, 3)).astype("float32")
     return np.stack([coarse, fine])
 
@@ -266,7 +267,7 @@ def oracle(case: Case) -> Any:
     # Built for one input size only; the mean of a 7x7 map is the global mean.
     last = model.features if hasattr(model.features, "final_pool") else model.output
     last.final_pool = torch.nn.AdaptiveAvgPool2d(1)
-    final = getattr(model.features, "final_block", None)
+    final: Any = getattr(model.features, "final_block", None)
     if isinstance(getattr(final, "pool", None), torch.nn.AvgPool2d):
         final.pool = torch.nn.AdaptiveAvgPool2d(1)
     return model.eval()

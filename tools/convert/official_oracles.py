@@ -355,7 +355,7 @@ def _akamaster(place: pathlib.Path, name: str) -> Any:
     module = _load(place / "resnet.py")
     depth, option = name.split()
 
-    class Block(module.BasicBlock):  # type: ignore[misc, name-defined]
+    class Block(module.BasicBlock):  # type: ignore[name-defined]
         def __init__(self, channels: int, out: int, stride: int = 1) -> None:
             super().__init__(channels, out, stride, option)
 
