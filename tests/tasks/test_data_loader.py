@@ -23,9 +23,10 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
+    before = set(threading.enumerate())
     yield
-    left = [t.name for t in threading.enumerate() if t.name.startswith("loader")]
-    assert left == []
+    after = set(threading.enumerate()) - before
+    assert [t.name for t in after if t.name.startswith("loader")] == []
 
 
 class Broken:
