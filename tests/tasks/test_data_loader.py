@@ -189,10 +189,12 @@ def test_an_error_in_a_worker_reaches_the_caller(shapes):
 
 
 def test_dropping_an_iteration_ends_its_threads(shapes):
+    before = set(threading.enumerate())
     loader = make(shapes, workers=3)
     stream = loader.stream()
     next(stream)
-    running = [t for t in threading.enumerate() if t.name.startswith("loader")]
+    started = set(threading.enumerate()) - before
+    running = [t for t in started if t.name.startswith("loader")]
     assert running
     stream.close()
     assert not any(t.is_alive() for t in running)
