@@ -241,8 +241,11 @@ def _first_conv(graph: Graph, name: str) -> Step | None:
     """Return the convolution that alone reads a tensor, through zero padding."""
     readers = graph.consumers()
     step = graph.sole_consumer(name, readers)
-    around = step is not None and step.config.get("data_format") != "channels_first"
-    if around and step.kind == "zero_pad":
+    if (
+        step is not None
+        and step.kind == "zero_pad"
+        and step.config.get("data_format") != "channels_first"
+    ):
         step = graph.sole_consumer(step.name, readers)
     plain = step is not None and step.kind == "conv" and step.config["groups"] == 1
     return step if plain else None
