@@ -129,6 +129,26 @@ def test_options(spec):
     contracts.check_options(spec)
 
 
+def test_int8_flags_are_what_was_found():
+    """tests/golden/int8.json says what converted; make_int8.py makes it."""
+    facts = json.loads((GOLDEN / "int8.json").read_text())
+    assert set(facts) <= set(keras_lightnets.list_models())
+    for name, found in facts.items():
+        converts = "error" not in found and not found["float_ops"]
+        assert keras_lightnets.get_spec(name).int8_ok is converts, name
+
+
+@pytest.mark.export
+@pytest.mark.parametrize(
+    "name", ["espnet_v2_050", "igcv3_025", "micronet_m0", "repghostnet_050"]
+)
+def test_int8_facts_are_current(name):
+    from keras_lightnets.tools.convert import make_int8
+
+    stored = json.loads((GOLDEN / "int8.json").read_text())
+    assert make_int8.facts(name) == stored[name]
+
+
 @pytest.mark.full
 def test_counts_at_the_oracles_size():
     """Lite3 and Lite4 were counted at timm's sizes, not at the authors'."""

@@ -5,33 +5,93 @@ Run with: python tools/convert/make_readme.py
 
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from keras_lightnets import get_spec, list_models
+from keras_lightnets._registry import FAMILIES, family_module
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 
 
-def models_table() -> str:
-    """Return one row per network: cost from the goldens, the rest from the spec."""
+def golden(name: str) -> dict[str, Any]:
+    """Return what is recorded of a network's structure."""
+    return json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
+
+
+def families_table() -> str:
+    """Return one row per family: how many networks of which cost, and what it is."""
     lines = [
-        "| name | function | size | params (M) | MAdds (M) | top-1 | weights |",
-        "|---|---|---|---|---|---|---|",
+        "| family | networks | params (M) | MAdds (M) | what it is |",
+        "|---|---|---|---|---|",
     ]
-    for name in list_models():
-        spec = get_spec(name)
-        golden = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
-        weights = ", ".join(f"`{w.tag}` ({w.licence})" for w in spec.weights)
-        top1 = next((w.top1 for w in spec.weights if w.top1), spec.top1)
+    for family in FAMILIES:
+        module = family_module(family)
+        facts = [golden(spec.name) for spec in module.SPECS]
+        spans = [
+            span([fact[key] / 1e6 for fact in facts], digits)
+            for key, digits in (("params", 1), ("madds", 0))
+        ]
+        text = (module.__doc__ or "").strip().splitlines()[0].rstrip(".")
         lines.append(
-            f"| `{name}` | `{spec.function}` | {spec.default_size} "
-            f"| {golden['params'] / 1e6:.2f} | {golden['madds'] / 1e6:.0f} "
-            f"| {f'{top1:.1f}' if top1 else ''} | {weights or 'none published'} |"
+            f"| `{family}` | {len(facts)} | {spans[0]} | {spans[1]} "
+            f"| {text.partition(': ')[2] or text} |"
         )
     return "\n".join(lines)
 
 
-TABLES = {"models": models_table}
+def span(values: Sequence[float], digits: int) -> str:
+    """Return the smallest and largest of some values as text.
+
+    Args:
+        values: The values.
+        digits: Digits behind the point.
+    """
+    ends = [f"{value:.{digits}f}" for value in (min(values), max(values))]
+    return "-".join(dict.fromkeys(ends))
+
+
+def models_table() -> str:
+    """Return one row per network: cost from the goldens, the rest from the spec."""
+    int8 = json.loads((GOLDEN / "int8.json").read_text("utf-8"))
+    lines = [
+        "| name | function | size | params (M) | MAdds (M) | top-1 | int8 | Edge TPU "
+        "| weights |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in list_models():
+        spec = get_spec(name)
+        facts = golden(name)
+        weights = ", ".join(f"`{w.tag}` ({w.licence})" for w in spec.weights)
+        top1 = next((w.top1 for w in spec.weights if w.top1), spec.top1)
+        lines.append(
+            f"| `{name}` | `{spec.function}` | {spec.default_size} "
+            f"| {facts['params'] / 1e6:.2f} | {facts['madds'] / 1e6:.0f} "
+            f"| {f'{top1:.1f}' if top1 else ''} | {deployed(int8.get(name))} "
+            f"| {weights or 'none published'} |"
+        )
+    return "\n".join(lines)
+
+
+def deployed(facts: Mapping[str, Any] | None) -> str:
+    """Return the cells int8 and Edge TPU of a network.
+
+    Args:
+        facts: What make_int8.py found, None where it has not looked.
+
+    Returns:
+        "yes" or "no", and the share of ops that the Edge TPU runs.
+    """
+    if facts is None:
+        return "not tried | not tried"
+    if "error" in facts or facts["float_ops"]:
+        return "no | no"
+    whole = facts["edgetpu_ops"] == facts["ops"]
+    return f"yes | {'all' if whole else facts['edgetpu_ops']} of {facts['ops']}"
+
+
+TABLES = {"families": families_table, "models": models_table}
 
 
 def render(text: str) -> str:
