@@ -1,6 +1,7 @@
 """What heads with default boxes share: outputs in rows, decoding, suppression."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -119,6 +120,28 @@ class SSDConfig:
     def score_bias(self) -> float:
         """Initial bias of the scores."""
         return prior_bias(self.prior if self.score_activation == "sigmoid" else 0.5)
+
+
+def boxes_function(
+    make: Callable[[Any], npt.NDArray[np.float32]],
+) -> Callable[[Any], npt.NDArray[np.float32]]:
+    """Return a head's `default_boxes`, which keeps what it has made.
+
+    Args:
+        make: config -> default boxes in the order of the head's outputs.
+
+    Returns:
+        config -> (cx, cy, w, h) as shares of the image's sides, float32, shape
+        (N, 4); shared and read-only.
+    """
+
+    @functools.lru_cache(maxsize=32)
+    def default_boxes(config: Any) -> npt.NDArray[np.float32]:
+        anchors = make(config)
+        anchors.setflags(write=False)
+        return anchors
+
+    return default_boxes
 
 
 def ssd_losses(

@@ -1,13 +1,10 @@
 """EfficientDet: BiFPN, and predictors that all levels share."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from keras import layers
 
 from keras_lightnets._errors import unknown
@@ -271,20 +268,9 @@ def efficientdet(
     return results
 
 
-@functools.lru_cache(maxsize=32)
-def default_boxes(config: EfficientDetConfig) -> npt.NDArray[np.float32]:
-    """Return the default boxes in the order of the head's outputs.
-
-    Args:
-        config: The head.
-
-    Returns:
-        (cx, cy, w, h) as shares of the image's sides, float32, shape (N, 4); shared
-        and read-only.
-    """
-    anchors = octave_anchors(config.anchor_config, config.size)
-    anchors.setflags(write=False)
-    return anchors
+default_boxes = _anchored.boxes_function(
+    lambda config: octave_anchors(config.anchor_config, config.size)
+)
 
 
 def build_losses(

@@ -1,12 +1,9 @@
 """FPN of separable convolutions, and the SSD head on it (FPN-Lite)."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from keras import layers
 
 from keras_lightnets.heads import _anchored, _endpoints, _tower, bifpn, nms
@@ -183,20 +180,9 @@ def fpn_lite(features: Mapping[str, Any], config: FPNLiteConfig) -> dict[str, An
     return results
 
 
-@functools.lru_cache(maxsize=32)
-def default_boxes(config: FPNLiteConfig) -> npt.NDArray[np.float32]:
-    """Return the default boxes in the order of the head's outputs.
-
-    Args:
-        config: The head.
-
-    Returns:
-        (cx, cy, w, h) as shares of the image's sides, float32, shape (N, 4); shared
-        and read-only.
-    """
-    anchors = octave_anchors(config.anchors, config.size)
-    anchors.setflags(write=False)
-    return anchors
+default_boxes = _anchored.boxes_function(
+    lambda config: octave_anchors(config.anchors, config.size)
+)
 
 
 build_losses = _anchored.ssd_losses

@@ -134,29 +134,12 @@ def soft_nms(
         boxes, scores, score_threshold, per_class, candidates
     )
     overlap = box_ops.iou(chosen, chosen)
-    decay = ops.exp(-ops.square(overlap) / sigma)
     same = _same_class(labels, class_agnostic)
-    count = chosen.shape[1]
     # A box that was taken gets the score 0.
-    decay = (same * decay + 1.0 - same) * (1.0 - ops.eye(count))
-    rounds = min(max_detections, count)
-
-    def take(i: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        left, index, taken = state
-        best = ops.argmax(left, axis=1)
-        score = ops.max(left, axis=1)
-        here = ops.cast(ops.equal(ops.arange(rounds), i), "float32")
-        index = index + ops.expand_dims(ops.cast(best, "float32"), 1) * here
-        taken = taken + ops.expand_dims(score, 1) * here
-        row = ops.take_along_axis(decay, ops.reshape(best, (-1, 1, 1)), axis=1)
-        left = left * ops.squeeze(row, axis=1)
-        return ops.where(left > score_threshold, left, 0.0), index, taken
-
+    decay = same * ops.exp(-ops.square(overlap) / sigma) + 1.0 - same
+    decay = decay * (1.0 - ops.eye(chosen.shape[1]))
     start = ops.maximum(order, 0.0)
-    empty = ops.zeros_like(start[:, :rounds])
-    _, index, taken = ops.fori_loop(0, rounds, take, (start, empty, empty))
-    # Boxes in the order in which they were taken, then padding.
-    index = ops.cast(index, "int32")
+    index, taken = _take_best(start, decay, max_detections, score_threshold)
     chosen = ops.take_along_axis(chosen, ops.expand_dims(index, -1), axis=1)
     labels = ops.take_along_axis(labels, index, axis=1)
     kept = ops.cast(taken > 0, "float32")
@@ -181,6 +164,31 @@ def class_scores(logits: Any, activation: str) -> Any:
     if activation == "sigmoid":
         return ops.sigmoid(logits)
     raise unknown("score_activation", activation, ("softmax", "sigmoid"))
+
+
+def _take_best(
+    scores: Any, decay: Any, count: int, threshold: float
+) -> tuple[Any, Any]:
+    """Take the best box `count` times, each time lowering the others' scores.
+
+    Returns the positions in the order in which they were taken, and their scores
+    at that moment, 0 where no box was left.
+    """
+    rounds = min(count, scores.shape[1])
+
+    def take(i: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        left, index, taken = state
+        best = ops.argmax(left, axis=1)
+        here = ops.cast(ops.equal(ops.arange(rounds), i), "float32")
+        index = index + ops.expand_dims(ops.cast(best, "float32"), 1) * here
+        taken = taken + ops.expand_dims(ops.max(left, axis=1), 1) * here
+        row = ops.take_along_axis(decay, ops.reshape(best, (-1, 1, 1)), axis=1)
+        left = left * ops.squeeze(row, axis=1)
+        return ops.where(left > threshold, left, 0.0), index, taken
+
+    empty = ops.zeros_like(scores[:, :rounds])
+    _, index, taken = ops.fori_loop(0, rounds, take, (scores, empty, empty))
+    return ops.cast(index, "int32"), taken
 
 
 def _check(max_detections: int, per_class: int, candidates: int) -> None:

@@ -1,6 +1,5 @@
 """Pelee's head: residual prediction blocks and plain convolutions on five scales."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,21 +125,12 @@ def pelee(features: Mapping[str, Any], config: PeleeConfig) -> dict[str, Any]:
     return results
 
 
-@functools.lru_cache(maxsize=32)
-def default_boxes(config: PeleeConfig) -> npt.NDArray[np.float32]:
-    """Return the default boxes in the order of the head's outputs.
-
-    Args:
-        config: The head.
-
-    Returns:
-        (cx, cy, w, h) as shares of the image's sides, float32, shape (N, 4); shared
-        and read-only.
-    """
+def _boxes(config: PeleeConfig) -> npt.NDArray[np.float32]:
     grids = [config.grids[source] for source in SOURCES]
-    anchors = ssd_anchors(config.anchors, config.size, grids)
-    anchors.setflags(write=False)
-    return anchors
+    return ssd_anchors(config.anchors, config.size, grids)
+
+
+default_boxes = _anchored.boxes_function(_boxes)
 
 
 build_losses = _anchored.ssd_losses

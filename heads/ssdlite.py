@@ -1,13 +1,10 @@
 """SSDLite: single-shot detection with depthwise separable predictors."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from keras import layers
 
 from keras_lightnets._errors import unknown
@@ -134,20 +131,9 @@ def ssdlite(features: Mapping[str, Any], config: SSDLiteConfig) -> dict[str, Any
     return results
 
 
-@functools.lru_cache(maxsize=32)
-def default_boxes(config: SSDLiteConfig) -> npt.NDArray[np.float32]:
-    """Return the default boxes in the order of the head's outputs.
-
-    Args:
-        config: The head.
-
-    Returns:
-        (cx, cy, w, h) as shares of the image's sides, float32, shape (N, 4); shared
-        and read-only.
-    """
-    anchors = ssd_anchors(config.anchor_config, config.size)
-    anchors.setflags(write=False)
-    return anchors
+default_boxes = _anchored.boxes_function(
+    lambda config: ssd_anchors(config.anchor_config, config.size)
+)
 
 
 build_losses = _anchored.ssd_losses

@@ -20,6 +20,23 @@ class TableRow(Protocol):
 R = TypeVar("R", bound=TableRow)
 
 
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of a table that says no more: its first block is the strided one.
+
+    Attributes:
+        stage: Number of the stage, that of its map.
+        out: Output channels, before the width.
+        repeat: Blocks.
+        stride: Stride of the first block.
+    """
+
+    stage: int
+    out: int
+    repeat: int
+    stride: int = 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class Block(Generic[R]):
     """One block: its row, place and channels.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from keras_lightnets._blocks import Block, expand_rows
+from keras_lightnets._blocks import Block, StageRow, expand_rows
 from keras_lightnets._errors import unknown
 from keras_lightnets._layout import pairs
 from keras_lightnets._spec import IMAGENET, LEVELS, Level, ModelSpec, Preprocessing
@@ -25,30 +25,22 @@ CIFAR_RULE = Preprocessing(
 CIFAR_LEVELS = tuple(Level(name=f"c{i}", stride=2**i) for i in range(3))
 
 
-@dataclass(frozen=True)
-class Row:
-    """One stage: its number (that of its map), output channels, units, stride."""
-
-    stage: int
-    out: int
-    repeat: int
-    stride: int = 2
-
-
 def imagenet_rows(
     repeats: tuple[int, ...], outs: tuple[int, ...] = (256, 512, 1024, 2048)
-) -> tuple[Row, ...]:
+) -> tuple[StageRow, ...]:
     """Return the four stages behind a stem of stride 4."""
     stages = zip(outs, repeats, strict=True)
     return tuple(
-        Row(stage, out, count, 1 if stage == 2 else 2)
+        StageRow(stage, out, count, 1 if stage == 2 else 2)
         for stage, (out, count) in enumerate(stages, start=2)
     )
 
 
-def cifar_rows(repeat: int, outs: tuple[int, ...]) -> tuple[Row, ...]:
+def cifar_rows(repeat: int, outs: tuple[int, ...]) -> tuple[StageRow, ...]:
     """Return the three stages of a network for images of 32 pixels."""
-    return tuple(Row(i, out, repeat, 1 if i == 0 else 2) for i, out in enumerate(outs))
+    return tuple(
+        StageRow(i, out, repeat, 1 if i == 0 else 2) for i, out in enumerate(outs)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +70,7 @@ class ResidualSpec(ModelSpec):
         act: Activation.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[StageRow, ...]
     unit: str = "bottleneck"
     ratio: int = 4
     base_width: int = 64
@@ -116,7 +108,7 @@ class ResidualSpec(ModelSpec):
         """Return the channels of the 3x3 convolution of a unit with `out`."""
         return int(out // self.ratio * self.base_width / 64) * self.groups
 
-    def blocks(self) -> list[Block[Row]]:
+    def blocks(self) -> list[Block[StageRow]]:
         """Return the units in order."""
         return expand_rows(
             self.rows,
@@ -136,10 +128,10 @@ CIFAR: dict[str, Any] = {
     "default_size": 32,
 }
 
-BlockNames = Callable[[Block[Row]], dict[str, str]]
+BlockNames = Callable[[Block[StageRow]], dict[str, str]]
 
 
-def resized(block: Block[Row]) -> bool:
+def resized(block: Block[StageRow]) -> bool:
     """Return whether a unit's input and output differ in shape."""
     return block.stride > 1 or block.channels != block.out
 

@@ -8,6 +8,7 @@ Example:
     python tasks/classify.py predict --model runs/classify photo.jpg folder/
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -363,18 +364,9 @@ TASK = framework.Task(
 )
 
 
-def make_app() -> Any:
-    """Return the typer command line with the verbs train, eval and predict."""
-    return framework.make_app(TASK)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Args:
-        arguments: Words behind the program's name; None: those of the process.
-    """
-    framework.main(TASK, arguments)
+# The typer command line, and what runs it: see `framework`.
+make_app = functools.partial(framework.make_app, TASK)
+main = functools.partial(framework.main, TASK)
 
 
 if __name__ == "__main__":

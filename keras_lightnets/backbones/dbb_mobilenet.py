@@ -5,32 +5,14 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block, expand_rows
+from keras_lightnets._blocks import Block, StageRow, expand_rows
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
+from keras_lightnets._mobilenet import MOBILENET_ROWS
 from keras_lightnets._residual import TORCH_RULE
 from keras_lightnets._spec import ModelSpec, Preprocessing
 
 __all__ = ["DBBMobileNet", "decode_predictions", "preprocess_input"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """Depthwise separable convolutions of MobileNet's table 1; the first strides."""
-
-    stage: int
-    out: int
-    repeat: int
-    stride: int
-
-
-ROWS = (
-    Row(1, 64, 1, 1),
-    Row(2, 128, 2, 2),
-    Row(3, 256, 2, 2),
-    Row(4, 512, 6, 2),
-    Row(5, 1024, 2, 2),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +23,7 @@ class DBBMobileNetSpec(ModelSpec):
         stem: Channels of the stem.
     """
 
-    rows: tuple[Row, ...] = ROWS
+    rows: tuple[StageRow, ...] = MOBILENET_ROWS
     fusable: bool = True
     padding: str = "symmetric"
     bn_epsilon: float = 1e-5
@@ -79,7 +61,7 @@ def build(spec: DBBMobileNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     return {**maps, "features": x}
 
 
-def _blocks(spec: DBBMobileNetSpec) -> list[Block[Row]]:
+def _blocks(spec: DBBMobileNetSpec) -> list[Block[StageRow]]:
     return expand_rows(
         spec.rows,
         channels=spec.channels(spec.stem),

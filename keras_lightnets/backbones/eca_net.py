@@ -6,14 +6,13 @@ from typing import Any
 
 from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block
+from keras_lightnets._blocks import Block, StageRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout
 from keras_lightnets._publishers import TIMM
 from keras_lightnets._residual import (
     TORCH_RULE,
     ResidualSpec,
-    Row,
     imagenet_rows,
     torch_names,
 )
@@ -126,7 +125,7 @@ def build(spec: ECANetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     return layers.residual_network(x, spec, output_stride, attend=_gate)
 
 
-def _gate(x: Any, spec: ECANetSpec, block: Block[Row]) -> Any:
+def _gate(x: Any, spec: ECANetSpec, block: Block[StageRow]) -> Any:
     kernel = spec.kernels[block.row.stage - 2]
     return layers.efficient_attention(x, f"{block.name}_eca", kernel)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import StageRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
 from keras_lightnets._spec import IMAGENET, ModelSpec, Preprocessing, Weights
@@ -28,21 +29,6 @@ __all__ = [
 
 HUAWEI = "https://github.com/huawei-noah/Efficient-AI-Backbones/releases/download"
 TORCH_RULE = dataclasses.replace(IMAGENET, interpolation="bilinear")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One stage of a RegNetX; its first block is strided."""
-
-    stage: int
-    out: int
-    repeat: int
-    stride: int = 2
-
-    @property
-    def ghost(self) -> bool:
-        """Whether the stage is long enough for a chain between first and last."""
-        return self.repeat > 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +82,7 @@ def _spec(
     return GGhostRegNetSpec(
         name=f"g_ghost_regnetx_{size}",
         function=f"GGhostRegNetX{size}",
-        rows=tuple(Row(i, out, count) for i, (out, count) in enumerate(stages, 2)),
+        rows=tuple(StageRow(i, out, count) for i, (out, count) in enumerate(stages, 2)),
         group_width=group_width,
         top1=top1,
         weights=(weights,) if file else (),
@@ -131,14 +117,14 @@ def build(spec: GGhostRegNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     return {**maps, "features": x}
 
 
-def _plain_stage(x: Any, row: Row, spec: GGhostRegNetSpec, stride: Any) -> Any:
+def _plain_stage(x: Any, row: StageRow, spec: GGhostRegNetSpec, stride: Any) -> Any:
     for number in range(1, row.repeat + 1):
         step = stride.step(row.stride if number == 1 else 1)
         x = _block(x, row.out, spec.group_width, spec, _name(row, number), step)
     return x
 
 
-def _ghost_stage(x: Any, row: Row, spec: GGhostRegNetSpec, stride: Any) -> Any:
+def _ghost_stage(x: Any, row: StageRow, spec: GGhostRegNetSpec, stride: Any) -> Any:
     """First block; a chain on its lower channels; cheap upper ones; last block.
 
     The cheap channels come from the first block's, by a 1x1 convolution, and from
@@ -197,7 +183,7 @@ def _block(
     return layers.activate(layers.residual(x, shortcut, name), "relu", f"{name}_add")
 
 
-def _name(row: Row, number: int) -> str:
+def _name(row: StageRow, number: int) -> str:
     return f"stage{row.stage}_block{number}"
 
 

@@ -5,14 +5,11 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block, expand_rows
+from keras_lightnets._ghost import GhostSpec, Row
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, timm_ghost
 from keras_lightnets._spec import (
-    EXPANDED_LEVELS,
     IMAGENET,
-    ModelSpec,
-    Preprocessing,
     Weights,
 )
 
@@ -25,20 +22,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the paper's table 7 (sizes before the width multiplier)."""
-
-    stage: int
-    kernel: int
-    expand: int
-    out: int
-    se: bool
-    stride: int
-
-
 # fmt: off
-ROWS = (
+ROWS = (  # the paper's table 7
     #   stage kernel expand  out  se     stride
     Row(1,    3,      16,    16,  False, 1),
     Row(2,    3,      48,    24,  False, 2),
@@ -61,30 +46,11 @@ ROWS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class GhostNetSpec(ModelSpec):
-    """A GhostNet.
-
-    Attributes:
-        stem: Channels of the stem.
-        top: Channels of the last convolution before pooling.
-        hidden: Channels of the layer before the classifier, not multiplied.
-    """
+class GhostNetSpec(GhostSpec):
+    """A GhostNet."""
 
     rows: tuple[Row, ...] = ROWS
-    divisor: int = 4
-    levels: tuple[Any, ...] = EXPANDED_LEVELS
-    padding: str = "symmetric"
-    bn_epsilon: float = 1e-5
-    bn_momentum: float = 0.9
     reference: str = "Han et al. 2020, GhostNet, https://arxiv.org/abs/1911.11907"
-    stem: int = 16
-    top: int = 960
-    hidden: int = 1280
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Input normalisation, the authors' for every width."""
-        return self.weights[0].preprocessing if self.weights else IMAGENET
 
 
 HUGGINGFACE = "https://huggingface.co/timm"
@@ -121,7 +87,7 @@ SPECS = (
 
 def build(spec: GhostNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (960 channels)."""
-    return layers.ghost_stages(x, _blocks(spec), spec, output_stride, _ghost)
+    return layers.ghost_stages(x, spec.blocks, spec, output_stride, _ghost)
 
 
 def neck(spec: GhostNetSpec, x: Any) -> Any:
@@ -140,11 +106,6 @@ def _ghost(
     return layers.concat([x, cheap], name)
 
 
-def _blocks(spec: GhostNetSpec) -> list[Block[Row]]:
-    outs = [spec.channels(row.out) for row in spec.rows]
-    return expand_rows(spec.rows, channels=spec.channels(spec.stem), outs=outs)
-
-
 _GHOST = {
     "conv": "primary_conv.0",
     "bn": "primary_conv.1",
@@ -155,7 +116,7 @@ _GHOST = {
 
 def _timm(spec: GhostNetSpec) -> dict[str, str]:
     """Name the layers as timm and the authors do."""
-    return timm_ghost(_blocks(spec), _GHOST)
+    return timm_ghost(spec.blocks, _GHOST)
 
 
 LAYOUTS = {"timm": Layout(names=_timm, top=("top_hidden_conv", "top_classifier"))}

@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block, expand_rows
+from keras_lightnets._blocks import Block, StageRow, expand_rows
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout
 from keras_lightnets._spec import IMAGENET, ModelSpec, Preprocessing
@@ -20,27 +20,17 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One stage (before the width), its first block strided."""
-
-    stage: int
-    out: int
-    repeat: int
-    stride: int
-
-
 # The paper's authors published no code. Channels are MobileNet's; the repetitions are
 # those with which parameters and multiply-adds of all three widths come to within 3 %
 # of the published ones.
 # fmt: off
 ROWS = (
     #   stage out repeat stride
-    Row(1,   64,  1, 1),
-    Row(2,  128,  3, 2),
-    Row(3,  256,  4, 2),
-    Row(4,  512, 12, 2),
-    Row(5, 1024,  3, 2),
+    StageRow(1,   64,  1, 1),
+    StageRow(2,  128,  3, 2),
+    StageRow(3,  256,  4, 2),
+    StageRow(4,  512, 12, 2),
+    StageRow(5, 1024,  3, 2),
 )
 # fmt: on
 
@@ -59,7 +49,7 @@ class IGCV2Spec(ModelSpec):
             square of the width, which only a fixed number does.
     """
 
-    rows: tuple[Row, ...] = ROWS
+    rows: tuple[StageRow, ...] = ROWS
     dynamic_size: bool = False
     flags_reason: str = "the channel shuffle needs a known size"
     padding: str = "symmetric"
@@ -106,7 +96,7 @@ def build(spec: IGCV2Spec, x: Any, output_stride: int) -> dict[str, Any]:
 
 
 def _block(
-    x: Any, block: Block[Row], spec: IGCV2Spec, stride: layers.DilatedStride
+    x: Any, block: Block[StageRow], spec: IGCV2Spec, stride: layers.DilatedStride
 ) -> Any:
     """Convolve per channel, then 1x1 twice in complementary partitions."""
     name, out = block.name, block.out
@@ -145,7 +135,7 @@ def balanced(channels: int, out: int) -> int:
     return min(legal, key=lambda n: channels * out // n + out * n)
 
 
-def _blocks(spec: IGCV2Spec) -> list[Block[Row]]:
+def _blocks(spec: IGCV2Spec) -> list[Block[StageRow]]:
     return expand_rows(
         spec.rows,
         channels=spec.channels(spec.stem),

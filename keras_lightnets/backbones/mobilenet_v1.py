@@ -5,9 +5,10 @@ from typing import Any
 
 from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block, expand_rows
+from keras_lightnets._blocks import Block, StageRow, expand_rows
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
+from keras_lightnets._mobilenet import MOBILENET_ROWS
 from keras_lightnets._spec import IMAGENET, INCEPTION, ModelSpec, Weights
 
 __all__ = [
@@ -20,28 +21,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """Lines of the paper's table 1 with the same output (before the width)."""
-
-    stage: int
-    out: int
-    repeat: int
-    stride: int
-
-
-# fmt: off
-ROWS = (
-    #   stage   out  repeat stride
-    Row(1,       64, 1,     1),
-    Row(2,      128, 2,     2),
-    Row(3,      256, 2,     2),
-    Row(4,      512, 6,     2),
-    Row(5,     1024, 2,     2),
-)
-# fmt: on
-
-
 @dataclass(frozen=True, kw_only=True)
 class MobileNetV1Spec(ModelSpec):
     """A MobileNetV1.
@@ -51,7 +30,7 @@ class MobileNetV1Spec(ModelSpec):
         act: Activation; the authors' code has ReLU6, some publishers ReLU.
     """
 
-    rows: tuple[Row, ...] = ROWS
+    rows: tuple[StageRow, ...] = MOBILENET_ROWS
     reference: str = "Howard et al. 2017, MobileNets, https://arxiv.org/abs/1704.04861"
     stem: int = 32
     act: str = "relu6"
@@ -156,7 +135,7 @@ def build(spec: MobileNetV1Spec, x: Any, output_stride: int) -> dict[str, Any]:
     return {**maps, "features": x}
 
 
-def _blocks(spec: MobileNetV1Spec) -> list[Block[Row]]:
+def _blocks(spec: MobileNetV1Spec) -> list[Block[StageRow]]:
     return expand_rows(
         spec.rows,
         channels=spec.channels(spec.stem),

@@ -5,14 +5,11 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block, expand_rows
+from keras_lightnets._ghost import GhostSpec, Row
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, timm_ghost
 from keras_lightnets._spec import (
-    EXPANDED_LEVELS,
     IMAGENET,
-    ModelSpec,
-    Preprocessing,
     Weights,
 )
 
@@ -30,20 +27,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the paper's table 2 (sizes before the width multiplier)."""
-
-    stage: int
-    kernel: int
-    expand: int
-    out: int
-    se: bool
-    stride: int
-
-
 # fmt: off
-ROWS = (
+ROWS = (  # the paper's table 2
     #   stage kernel expand  out  se     stride
     Row(1,    3,       8,    16,  False, 1),
     Row(2,    3,      24,    24,  False, 2),
@@ -66,31 +51,12 @@ ROWS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepGhostNetSpec(ModelSpec):
-    """A RepGhostNet as it is trained; `tools.fuse` makes the deployed form.
-
-    Attributes:
-        stem: Channels of the stem.
-        top: Channels of the last convolution before pooling.
-        hidden: Channels of the layer before the classifier, not multiplied.
-    """
+class RepGhostNetSpec(GhostSpec):
+    """A RepGhostNet as it is trained; `tools.fuse` makes the deployed form."""
 
     rows: tuple[Row, ...] = ROWS
-    divisor: int = 4
-    levels: tuple[Any, ...] = EXPANDED_LEVELS
     fusable: bool = True
-    padding: str = "symmetric"
-    bn_epsilon: float = 1e-5
-    bn_momentum: float = 0.9
     reference: str = "Chen et al. 2022, RepGhost, https://arxiv.org/abs/2211.06088"
-    stem: int = 16
-    top: int = 960
-    hidden: int = 1280
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Input normalisation, the authors' for every width."""
-        return self.weights[0].preprocessing if self.weights else IMAGENET
 
 
 def _spec(width: float, top1: float) -> RepGhostNetSpec:
@@ -130,7 +96,7 @@ SPECS = (
 
 def build(spec: RepGhostNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c1..c5, c4_expand and "features" (960 channels)."""
-    return layers.ghost_stages(x, _blocks(spec), spec, output_stride, _repghost)
+    return layers.ghost_stages(x, spec.blocks, spec, output_stride, _repghost)
 
 
 def neck(spec: RepGhostNetSpec, x: Any) -> Any:
@@ -154,11 +120,6 @@ def _repghost(
     return layers.activate(x, act, f"{name}_add")
 
 
-def _blocks(spec: RepGhostNetSpec) -> list[Block[Row]]:
-    outs = [spec.channels(row.out) for row in spec.rows]
-    return expand_rows(spec.rows, channels=spec.channels(spec.stem), outs=outs)
-
-
 _MODULE = {
     "conv": "primary_conv.0",
     "bn": "primary_conv.1",
@@ -170,7 +131,7 @@ _MODULE = {
 
 def _timm(spec: RepGhostNetSpec) -> dict[str, str]:
     """Name the layers as timm and the authors do."""
-    return timm_ghost(_blocks(spec), _MODULE)
+    return timm_ghost(spec.blocks, _MODULE)
 
 
 LAYOUTS = {"timm": Layout(names=_timm, top=("top_hidden_conv", "top_classifier"))}

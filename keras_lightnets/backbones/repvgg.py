@@ -7,7 +7,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block, expand_rows
+from keras_lightnets._blocks import Block, StageRow, expand_rows
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
 from keras_lightnets._residual import TORCH_RULE
@@ -33,26 +33,16 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One stage: its number (that of its map), output channels, blocks, stride."""
-
-    stage: int
-    out: int
-    repeat: int
-    stride: int = 2
-
-
 # Blocks per stage (section 4 of the paper; D2se is from the authors' repository).
 A = (2, 4, 14, 1)
 B = (4, 6, 16, 1)
 D = (8, 14, 24, 1)
 
 
-def _rows(repeats: tuple[int, ...], early: float, last: float) -> tuple[Row, ...]:
+def _rows(repeats: tuple[int, ...], early: float, last: float) -> tuple[StageRow, ...]:
     """Return four stages: a multiple of 64 x 2^i in three, another in the last."""
     return tuple(
-        Row(i + 2, int(64 * 2**i * (last if i == 3 else early)), repeat)
+        StageRow(i + 2, int(64 * 2**i * (last if i == 3 else early)), repeat)
         for i, repeat in enumerate(repeats)
     )
 
@@ -67,7 +57,7 @@ class RepVGGSpec(ModelSpec):
         se: Squeezed channels, as a share of a block's; 0 for no squeeze-and-excite.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[StageRow, ...]
     fusable: bool = True
     padding: str = "symmetric"
     bn_epsilon: float = 1e-5
@@ -85,7 +75,7 @@ class RepVGGSpec(ModelSpec):
 
 
 def _spec(
-    variant: str, rows: tuple[Row, ...], top1: float | None, **changes: Any
+    variant: str, rows: tuple[StageRow, ...], top1: float | None, **changes: Any
 ) -> RepVGGSpec:
     """Describe a variant, such as "a0"."""
     file = f"repvgg_{variant}.rvgg_in1k"
@@ -168,11 +158,11 @@ def _block(
     return layers.activate(x, "relu", f"{name}_add")
 
 
-def _has_identity(block: Block[Row]) -> bool:
+def _has_identity(block: Block[StageRow]) -> bool:
     return block.stride == 1 and block.channels == block.out
 
 
-def _blocks(spec: RepVGGSpec) -> list[Block[Row]]:
+def _blocks(spec: RepVGGSpec) -> list[Block[StageRow]]:
     return expand_rows(
         spec.rows,
         channels=spec.channels(spec.stem),

@@ -5,14 +5,13 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block
+from keras_lightnets._blocks import Block, StageRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout
 from keras_lightnets._publishers import CONVERTED, timm_hub
 from keras_lightnets._residual import (
     TORCH_RULE,
     ResidualSpec,
-    Row,
     imagenet_rows,
     torch_names,
 )
@@ -103,7 +102,7 @@ def _timm(spec: Res2NetSpec) -> dict[str, str]:
         parts[f"spatial_scale{i + 1}_conv"] = f"convs.{i}"
         parts[f"spatial_scale{i + 1}_bn"] = f"bns.{i}"
 
-    def extra(_: Block[Row]) -> dict[str, str]:
+    def extra(_: Block[StageRow]) -> dict[str, str]:
         return parts
 
     return torch_names(spec, extra)

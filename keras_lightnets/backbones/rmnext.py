@@ -5,7 +5,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block, expand_rows
+from keras_lightnets._blocks import Block, StageRow, expand_rows
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
 from keras_lightnets._residual import TORCH_RULE
@@ -22,16 +22,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One stage: its number (that of its map), output channels, units, stride."""
-
-    stage: int
-    out: int
-    repeat: int
-    stride: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class RMNeXtSpec(ModelSpec):
     """An RMNeXt as it is trained.
@@ -46,7 +36,7 @@ class RMNeXtSpec(ModelSpec):
         group: Channels per group of the first stage; doubles with the channels.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[StageRow, ...]
     padding: str = "symmetric"
     bn_epsilon: float = 1e-5
     bn_momentum: float = 0.9
@@ -68,7 +58,7 @@ def _spec(
 ) -> RMNeXtSpec:
     """Describe a variant; the authors' weights are in a folder without addresses."""
     rows = tuple(
-        Row(i + 2, 64 * 2**i, repeat, 1 if i == 0 else 2)
+        StageRow(i + 2, 64 * 2**i, repeat, 1 if i == 0 else 2)
         for i, repeat in enumerate(repeats)
     )
     return RMNeXtSpec(
@@ -105,7 +95,7 @@ def build(spec: RMNeXtSpec, x: Any, output_stride: int) -> dict[str, Any]:
 
 
 def _unit(
-    x: Any, block: Block[Row], spec: RMNeXtSpec, stride: layers.DilatedStride
+    x: Any, block: Block[StageRow], spec: RMNeXtSpec, stride: layers.DilatedStride
 ) -> Any:
     name, shortcut, mid = block.name, x, block.out * (spec.expand - 1)
     step, dilation = stride.step(block.stride)
@@ -123,11 +113,11 @@ def _unit(
     return layers.activate(layers.residual(x, shortcut, name), "relu", f"{name}_add")
 
 
-def _resized(block: Block[Row]) -> bool:
+def _resized(block: Block[StageRow]) -> bool:
     return block.stride > 1 or block.channels != block.out
 
 
-def _blocks(spec: RMNeXtSpec) -> list[Block[Row]]:
+def _blocks(spec: RMNeXtSpec) -> list[Block[StageRow]]:
     return expand_rows(
         spec.rows,
         channels=spec.channels(spec.stem),

@@ -5,14 +5,13 @@ from typing import Any
 
 from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block
+from keras_lightnets._blocks import Block, StageRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout
 from keras_lightnets._publishers import TIMM, pytorchcv
 from keras_lightnets._residual import (
     TORCH_RULE,
     ResidualSpec,
-    Row,
     imagenet_rows,
     pytorchcv_names,
     torch_names,
@@ -146,7 +145,7 @@ def build(spec: SENetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     return layers.residual_network(x, spec, output_stride, attend=_gate)
 
 
-def _gate(x: Any, spec: SENetSpec, block: Block[Row]) -> Any:
+def _gate(x: Any, spec: SENetSpec, block: Block[StageRow]) -> Any:
     if spec.act_first:
         x = layers.activate(x, spec.act, f"{block.name}_second")
     reduced = block.out // spec.reduction

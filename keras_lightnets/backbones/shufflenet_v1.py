@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import StageRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
 from keras_lightnets._spec import IMAGENET, ModelSpec, Preprocessing, Weights
@@ -32,24 +33,15 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One stage of the paper's table 1 (before the width), its first unit strided."""
-
-    stage: int
-    out: int
-    repeat: int
-
-
 # Per number of groups: about the same cost, so more groups have more channels.
 # fmt: off
 ROWS = {
     #        stage out repeat
-    1: (Row(3, 144, 4), Row(4, 288, 8), Row(5,  576, 4)),
-    2: (Row(3, 200, 4), Row(4, 400, 8), Row(5,  800, 4)),
-    3: (Row(3, 240, 4), Row(4, 480, 8), Row(5,  960, 4)),
-    4: (Row(3, 272, 4), Row(4, 544, 8), Row(5, 1088, 4)),
-    8: (Row(3, 384, 4), Row(4, 768, 8), Row(5, 1536, 4)),
+    1: (StageRow(3, 144, 4), StageRow(4, 288, 8), StageRow(5,  576, 4)),
+    2: (StageRow(3, 200, 4), StageRow(4, 400, 8), StageRow(5,  800, 4)),
+    3: (StageRow(3, 240, 4), StageRow(4, 480, 8), StageRow(5,  960, 4)),
+    4: (StageRow(3, 272, 4), StageRow(4, 544, 8), StageRow(5, 1088, 4)),
+    8: (StageRow(3, 384, 4), StageRow(4, 768, 8), StageRow(5, 1536, 4)),
 }
 # fmt: on
 
@@ -186,7 +178,7 @@ def build(spec: ShuffleNetV1Spec, x: Any, output_stride: int) -> dict[str, Any]:
 
 def _unit(
     x: Any,
-    row: Row,
+    row: StageRow,
     number: int,
     spec: ShuffleNetV1Spec,
     stride: layers.DilatedStride,

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import StageRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
 from keras_lightnets._spec import IMAGENET, ModelSpec, Preprocessing, Weights
@@ -24,21 +25,12 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One stage of the paper's table 5, its first unit strided."""
-
-    stage: int
-    out: int
-    repeat: int
-
-
 # The channels of each width are the table's; no rule gives them all.
 # fmt: off
-X050 = (Row(3,  48, 4), Row(4,  96, 8), Row(5, 192, 4))
-X100 = (Row(3, 116, 4), Row(4, 232, 8), Row(5, 464, 4))
-X150 = (Row(3, 176, 4), Row(4, 352, 8), Row(5, 704, 4))
-X200 = (Row(3, 244, 4), Row(4, 488, 8), Row(5, 976, 4))
+X050 = (StageRow(3,  48, 4), StageRow(4,  96, 8), StageRow(5, 192, 4))
+X100 = (StageRow(3, 116, 4), StageRow(4, 232, 8), StageRow(5, 464, 4))
+X150 = (StageRow(3, 176, 4), StageRow(4, 352, 8), StageRow(5, 704, 4))
+X200 = (StageRow(3, 244, 4), StageRow(4, 488, 8), StageRow(5, 976, 4))
 # fmt: on
 
 
@@ -60,7 +52,7 @@ class ShuffleNetV2Spec(ModelSpec):
             only reaches over the lower right edge.
     """
 
-    rows: tuple[Row, ...] = X100
+    rows: tuple[StageRow, ...] = X100
     stem: int = 24
     top: int = 1024
     even_branches: bool = True

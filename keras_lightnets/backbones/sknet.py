@@ -5,7 +5,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block
+from keras_lightnets._blocks import Block, StageRow
 from keras_lightnets._channels import make_divisible
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
@@ -13,7 +13,6 @@ from keras_lightnets._publishers import timm_hub
 from keras_lightnets._residual import (
     TORCH_RULE,
     ResidualSpec,
-    Row,
     imagenet_rows,
     pytorchcv_names,
     torch_names,
@@ -144,7 +143,7 @@ def _timm(spec: SKNetSpec) -> dict[str, str]:
     for ours, other in others.items():
         parts |= pairs(ours, f"{other}.", inner)
 
-    def extra(_: Block[Row]) -> dict[str, str]:
+    def extra(_: Block[StageRow]) -> dict[str, str]:
         return parts
 
     return torch_names(spec, extra)

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
+from keras_lightnets._blocks import StageRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
 from keras_lightnets._spec import ModelSpec, Preprocessing
@@ -24,21 +25,12 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One stage, its first unit strided."""
-
-    stage: int
-    out: int
-    repeat: int
-
-
 # Slightly narrower than ShuffleNetV2, for the cost of making kernels.
 # fmt: off
-X050 = (Row(3,  48, 4), Row(4,  96, 8), Row(5, 192, 4))
-X100 = (Row(3, 112, 4), Row(4, 224, 8), Row(5, 448, 4))
-X150 = (Row(3, 176, 4), Row(4, 352, 8), Row(5, 704, 4))
-X200 = (Row(3, 248, 4), Row(4, 496, 8), Row(5, 992, 4))
+X050 = (StageRow(3,  48, 4), StageRow(4,  96, 8), StageRow(5, 192, 4))
+X100 = (StageRow(3, 112, 4), StageRow(4, 224, 8), StageRow(5, 448, 4))
+X150 = (StageRow(3, 176, 4), StageRow(4, 352, 8), StageRow(5, 704, 4))
+X200 = (StageRow(3, 248, 4), StageRow(4, 496, 8), StageRow(5, 992, 4))
 # fmt: on
 
 
@@ -54,7 +46,7 @@ class WeightNetSpec(ModelSpec):
         kernel_groups: Groups per output channel (G).
     """
 
-    rows: tuple[Row, ...] = X100
+    rows: tuple[StageRow, ...] = X100
     stem: int = 24
     top: int = 1024
     units: int = 2

@@ -9,7 +9,7 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block
+from keras_lightnets._blocks import Block, StageRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
 from keras_lightnets._publishers import pytorchcv, torchvision
@@ -19,7 +19,6 @@ from keras_lightnets._residual import (
     TORCH_RULE,
     TORCH_RULE_232,
     ResidualSpec,
-    Row,
     cifar_rows,
     imagenet_rows,
     pytorchcv_names,
@@ -139,7 +138,7 @@ def _ready(x: Any, spec: WideResNetSpec, name: str) -> Any:
     return layers.activate(layers.normalise(x, spec, name), spec.act, name)
 
 
-def _unit(x: Any, block: Block[Row], spec: WideResNetSpec, stride: Any) -> Any:
+def _unit(x: Any, block: Block[StageRow], spec: WideResNetSpec, stride: Any) -> Any:
     """Two 3x3 convolutions behind normalisation and activation (figure 1, d)."""
     name, shortcut = block.name, x
     step, dilation = stride.step(block.stride)

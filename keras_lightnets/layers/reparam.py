@@ -105,14 +105,15 @@ def diverse_branches(
         )
     channels, pad = int(x.shape[-1]), (kernel - 1) * dilation // 2
     sizes = (stride, groups, dilation)
-    if groups == channels == filters:
-        dense = depthwise_bn(x, kernel, spec, f"{name}_origin", stride, dilation)
-        branches = [dense]
+    single = groups == channels == filters
+    if single:
+        part = f"{name}_origin"
+        branches = [depthwise_bn(x, kernel, spec, part, stride, dilation)]
     else:
-        dense = conv_bn(x, filters, kernel, spec, f"{name}_origin", *sizes)
-        point = conv_bn(x, filters, 1, spec, f"{name}_point", stride, groups)
-        branches = [dense, point]
-    single = len(branches) == 1
+        branches = [
+            conv_bn(x, filters, kernel, spec, f"{name}_origin", *sizes),
+            conv_bn(x, filters, 1, spec, f"{name}_point", stride, groups),
+        ]
     part = f"{name}_mean"
     mean = layers.ZeroPadding2D(pad, name=f"{part}_pad")(x)
     if not single:
@@ -120,17 +121,25 @@ def diverse_branches(
     mean = avg_pool(mean, kernel, stride, (0, 0), part, dilation)
     branches.append(normalise(mean, spec, part))
     part = f"{name}_series"
-    series = layers.ZeroPadding2D(pad, name=f"{part}_pad")(x)
-    within = 2 * channels if single else channels
-    start = None if single else "zeros"
-    first = f"{part}_first"
-    inner = _conv(series, within, 1, spec, first, (1, groups, 1), start)
-    if not single:  # the kernel is learned as a difference from the identity
-        inner = layers.Add(name=f"{first}_add")([series, inner])
-    inner = normalise(inner, spec, first)
+    padded = layers.ZeroPadding2D(pad, name=f"{part}_pad")(x)
+    inner = _first_of_series(padded, spec, f"{part}_first", groups, single)
     last = _conv(inner, filters, kernel, spec, part, sizes)
     branches.append(normalise(last, spec, part))
     return layers.Add(name=f"{name}_add")(branches)
+
+
+def _first_of_series(
+    x: Any, spec: ModelSpec, name: str, groups: int, single: bool
+) -> Any:
+    """Convolve 1x1 and normalise; twice the channels where each stands alone.
+
+    Otherwise the kernel is learned as a difference from the identity.
+    """
+    channels, sizes = int(x.shape[-1]), (1, groups, 1)
+    if single:
+        return normalise(_conv(x, 2 * channels, 1, spec, name, sizes), spec, name)
+    inner = _conv(x, channels, 1, spec, name, sizes, "zeros")
+    return normalise(layers.Add(name=f"{name}_add")([x, inner]), spec, name)
 
 
 def _conv(

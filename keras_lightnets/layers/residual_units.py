@@ -6,8 +6,8 @@ from typing import Any
 
 from keras import layers
 
-from keras_lightnets._blocks import Block
-from keras_lightnets._residual import ResidualSpec, Row, resized
+from keras_lightnets._blocks import Block, StageRow
+from keras_lightnets._residual import ResidualSpec, resized
 from keras_lightnets.layers.channels import channel_pad
 from keras_lightnets.layers.conv import activate, conv_bn, residual
 from keras_lightnets.layers.pool import max_pool
@@ -34,12 +34,12 @@ class Spatial:
     groups: int
     act: str
     name: str
-    block: Block[Row]
+    block: Block[StageRow]
 
 
 # Both take the tensor and the family's own spec first.
 Convolve = Callable[[Any, Any, Spatial], Any]
-Attend = Callable[[Any, Any, Block[Row]], Any]
+Attend = Callable[[Any, Any, Block[StageRow]], Any]
 
 
 def plain_spatial(x: Any, spec: ResidualSpec, conv: Spatial) -> Any:
@@ -118,7 +118,7 @@ def residual_stem(x: Any, spec: ResidualSpec, stride: DilatedStride) -> Any:
 
 def residual_unit(
     x: Any,
-    block: Block[Row],
+    block: Block[StageRow],
     spec: ResidualSpec,
     stride: DilatedStride,
     convolve: Convolve = plain_spatial,
@@ -169,7 +169,7 @@ def residual_unit(
 
 def _bottleneck(
     x: Any,
-    block: Block[Row],
+    block: Block[StageRow],
     spec: ResidualSpec,
     sizes: tuple[tuple[int, int], tuple[int, int]],
     convolve: Convolve,
@@ -194,7 +194,7 @@ def _bottleneck(
 
 
 def _shortcut(
-    x: Any, block: Block[Row], spec: ResidualSpec, step: int, dilation: int
+    x: Any, block: Block[StageRow], spec: ResidualSpec, step: int, dilation: int
 ) -> Any:
     part = f"{block.name}_shortcut"
     if spec.shortcut == "pad":
@@ -207,7 +207,7 @@ def _shortcut(
     return conv_bn(x, block.out, kernel, spec, part, step, dilation=dilation)
 
 
-def _padded(x: Any, block: Block[Row], step: int, part: str) -> Any:
+def _padded(x: Any, block: Block[StageRow], step: int, part: str) -> Any:
     """Take every second cell; put zeros before and behind the channels (option A)."""
     if step > 1:
         x = layers.MaxPooling2D(1, strides=step, name=f"{part}_pool")(x)
