@@ -108,7 +108,7 @@ def _rows(models: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verdict(found: dict[str, Any]) -> dict[str, Any]:
-    verdict = found["edgetpu"]
+    verdict = found["verdicts"]["edgetpu"]
     mapped = sum(op["mapped"] for op in verdict["ops"])
     return {
         "ops": len(verdict["ops"]),

@@ -174,10 +174,11 @@ class Deployment:
                 "--postprocess appends an op for boxes; this run is of the task "
                 f"{self.task.name!r}. Leave it out."
             )
-        int8 = FORMATS[name].kind == "int8"
+        row = FORMATS[name]
+        int8 = row.calibration
         aware = int8 and self.quantised is not None
         folder = f"{name}-postprocess" if postprocess else name
-        path = self.folder / EXPORTS / folder / "model.tflite"
+        path = self.folder / EXPORTS / folder / f"model{row.suffix}"
         artifact = formats.export(
             self.quantised if aware else self.model,
             name,
@@ -190,7 +191,10 @@ class Deployment:
                 Postprocess() if postprocess else None,
             ),
         )
-        measured = self.task.measure_file(self.config, path)
+        if row.runtime:
+            measured = self.task.measure_file(self.config, path)
+        else:
+            measured = self._judge(_file_predictor(row.open(path.read_bytes())))
         return {**artifact.json(), "metrics": measured}
 
     def _calibration(self) -> list[np.ndarray]:
@@ -218,6 +222,17 @@ class Deployment:
 def _predictor(model: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     def predict(images: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.asarray(value) for name, value in model(images).items()}
+
+    return predict
+
+
+def _file_predictor(file: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Run an opened file on batches, picture by picture."""
+
+    def predict(images: np.ndarray) -> dict[str, np.ndarray]:
+        rows = [file.run(image[None]) for image in images]
+        columns = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        return dict(zip(file.outputs, columns, strict=True))
 
     return predict
 

@@ -221,7 +221,7 @@ def write(rows: Sequence[Row], folder: Path) -> tuple[Path, ...]:
     Returns:
         The files.
     """
-    from keras_lightnets.tools.export.formats import write_files
+    from keras_lightnets.tools.export.files import write_files
 
     text = io.StringIO(newline="")
     fields = [field.name for field in dataclasses.fields(Row)]
@@ -361,9 +361,9 @@ def _random_pictures(side: int) -> list[np.ndarray]:
 
 def _slow(content: bytes) -> str:
     """Say how many ops of an int8 file work on floats."""
-    from keras_lightnets.tools.export import _flatbuffer, verify
+    from keras_lightnets.tools.export import _flatbuffer, opened
 
-    loose = verify.float_ops(_flatbuffer.read(content))
+    loose = opened.float_ops(_flatbuffer.read(content))
     return f"{len(loose)} ops work on floats" if loose else ""
 
 

@@ -98,8 +98,10 @@ def test_quantised_files_with_the_op(config, tmp_path):
         assert artifact.agreement >= least
         assert artifact.postprocess["detections"] > 0
         assert artifact.postprocess["unmatched"] == 0
-        left = {op.op: op.reason for op in artifact.verdict.ops if not op.mapped}
-        assert artifact.verdict.network_mapped, left
+        left = {
+            op.op: op.reason for op in artifact.verdicts["edgetpu"].ops if not op.mapped
+        }
+        assert artifact.verdicts["edgetpu"].network_mapped, left
     copy = keras.models.clone_model(built)
     bridge.copy_back(aware, copy)
     kernel = copy.get_layer("head_boxes_repeat1_conv").kernel

@@ -13,7 +13,9 @@ from keras_lightnets.tools import export, runtime
 from keras_lightnets.tools.export import (
     _flatbuffer,
     edgetpu,
+    files,
     formats,
+    opened,
     postprocess,
     tflite,
     verify,
@@ -101,8 +103,8 @@ def test_int8_detector(model, pictures, meta, tmp_path, io):
     assert made.problems == ()
     assert made.verification.float_ops == ()
     assert made.io["inputs"][0]["dtype"] == io.replace("float", "float32")
-    assert made.verdict.network_mapped
-    assert made.verdict.all_mapped == (io != "float")
+    assert made.verdicts["edgetpu"].network_mapped
+    assert made.verdicts["edgetpu"].all_mapped == (io != "float")
     scores = {row.name: row for row in made.verification.outputs}["scores"]
     assert scores.clear_agreement == 1.0
     assert 0.1 < scores.clear_share <= 1.0
@@ -111,7 +113,7 @@ def test_int8_detector(model, pictures, meta, tmp_path, io):
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["labels.txt", "m.json", "m.tflite"]
     data = json.loads(json.dumps(made.json()))
-    assert data["edgetpu"]["ops"][0]["index"] == 0
+    assert data["verdicts"]["edgetpu"]["ops"][0]["index"] == 0
     assert data["verification"]["passed"]
     detector = runtime.Detector(folder / "m.tflite")
     picture = runtime.resize_image(pictures[0], (50, 40))
@@ -181,7 +183,7 @@ def test_other_network_is_refused(model, pictures, int8_file):
 
 def test_float_file_has_float_ops(model):
     graph = _flatbuffer.read(tflite.convert(model))
-    named = verify.float_ops(graph)
+    named = opened.float_ops(graph)
     assert len(named) == len(graph.ops)
     assert any("CONV_2D that makes" in text for text in named)
 
@@ -203,9 +205,9 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(formats.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        formats.write_files({path: b"new", tmp_path / "m.json": b"{}"})
+        files.write_files({path: b"new", tmp_path / "m.json": b"{}"})
     assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]
     assert path.read_bytes() == b"old"
 

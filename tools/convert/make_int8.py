@@ -38,7 +38,7 @@ def facts(name: str) -> dict[str, Any]:
     import keras
 
     import keras_lightnets
-    from keras_lightnets.tools.export import _flatbuffer, edgetpu, tflite, verify
+    from keras_lightnets.tools.export import _flatbuffer, edgetpu, opened, tflite
 
     keras.utils.set_random_seed(0)
     side = min(SIZE, keras_lightnets.get_spec(name).default_size)
@@ -55,7 +55,7 @@ def facts(name: str) -> dict[str, Any]:
     return {
         "size": side,
         "ops": len(found.ops),
-        "float_ops": list(verify.float_ops(_flatbuffer.read(content))),
+        "float_ops": list(opened.float_ops(_flatbuffer.read(content))),
         "edgetpu_ops": found.mapped,
         "cpu_ops": {
             op: {"count": count, "reason": reasons[op]} for op, count in counts.items()

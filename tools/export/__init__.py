@@ -8,9 +8,9 @@ import importlib
 from typing import Any
 
 _PLACES = {
-    "Artifact": "formats",
-    "Detector": "formats",
-    "ExportError": "formats",
+    "Artifact": "artifact",
+    "Detector": "artifact",
+    "ExportError": "artifact",
     "FORMATS": "formats",
     "export": "formats",
     "Postprocess": "postprocess",

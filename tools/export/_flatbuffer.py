@@ -65,6 +65,16 @@ class Tensor:
         """Whether the file leaves a dimension open."""
         return -1 in self.signature or -1 in self.shape
 
+    def row(self) -> dict[str, Any]:
+        """Return an input or output as plain values."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype.lower(),
+            "shape": list(self.shape),
+            "scale": self.scales[0] if self.scales else None,
+            "zero_point": self.zero_points[0] if self.zero_points else None,
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Op:

@@ -233,19 +233,9 @@ def _judge(graph: Graph) -> Verdict:
         ops=rows,
         on_chip_bytes=on_chip,
         streamed_bytes=streamed,
-        io={side: [_io_row(tensor) for tensor in io[side]] for side in io},
+        io={side: [tensor.row() for tensor in io[side]] for side in io},
         border=_border(graph),
     )
-
-
-def _io_row(tensor: Tensor) -> dict[str, Any]:
-    return {
-        "name": tensor.name,
-        "dtype": tensor.dtype.lower(),
-        "shape": list(tensor.shape),
-        "scale": tensor.scales[0] if tensor.scales else None,
-        "zero_point": tensor.zero_points[0] if tensor.zero_points else None,
-    }
 
 
 def _partition(graph: Graph) -> tuple[OpVerdict, ...]:

@@ -6,23 +6,46 @@
 | tflite-float16 | float16 | float | LiteRT, half the size |
 | tflite-int8 | int8 | uint8, int8 or float | LiteRT, microcontrollers, NPUs |
 | edgetpu | int8 | uint8, int8 or float | input of the Edge TPU compiler |
+
+A row holds all that makes a format differ from the others; nothing elsewhere asks for
+a format's name.
 """
 
-import contextlib
 import dataclasses
+import functools
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_lightnets import _errors
-from keras_lightnets.tools.export import _flatbuffer, edgetpu, postprocess
+from keras_lightnets.tools.export import edgetpu, postprocess
 from keras_lightnets.tools.export import verify as verifying
-from keras_lightnets.tools.export.postprocess import Postprocess
+from keras_lightnets.tools.export.artifact import (
+    Artifact,
+    Detector,
+    ExportError,
+    Finding,
+    table,
+)
+from keras_lightnets.tools.export.files import write_files
+from keras_lightnets.tools.export.opened import OpenedFile, TFLiteFile
+
+__all__ = [
+    "Artifact",
+    "Detector",
+    "ExportError",
+    "FORMATS",
+    "Finding",
+    "Format",
+    "Request",
+    "export",
+    "table",
+    "write_files",
+]
 
 # The most samples a file is compared on: decisions of a detector are counted per
 # anchor, so a few pictures give thousands.
@@ -30,107 +53,137 @@ SAMPLES = 16
 
 
 @dataclasses.dataclass(frozen=True)
+class Request:
+    """What a format's `make` works from.
+
+    Attributes:
+        model: A functional Keras 3 model or a quantisation-aware model.
+        io: Type of input and outputs, one of the row's.
+        calibration: Pictures (height, width, 3), 0..255, or None where the row or
+            the model needs none.
+        options: The row's options with the caller's changes.
+    """
+
+    model: Any
+    io: str
+    calibration: Sequence[np.ndarray] | None
+    options: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """Content as it is written, and what finishing it has shown.
+
+    Attributes:
+        content: The file.
+        compared: Comparison of the post-processing op with numpy, None without.
+    """
+
+    content: bytes
+    compared: Mapping[str, float] | None = None
+
+
+def _tflite(request: Request, kind: str) -> bytes:
+    from keras_lightnets.tools.export import tflite
+
+    return tflite.convert(request.model, kind, request.io, request.calibration)
+
+
+def _finish_tflite(
+    content: bytes, detector: Detector, pictures: Sequence[np.ndarray]
+) -> Finished:
+    """Append the detection op if it is asked for."""
+    if detector.postprocess is None:
+        return Finished(content)
+    made = postprocess.append(content, detector.meta, detector.postprocess)
+    if not pictures:
+        return Finished(made)
+    compared = postprocess.compare(content, made, detector.meta, pictures)
+    return Finished(made, compared)
+
+
+def _edgetpu(content: bytes) -> Finding:
+    """Predict what the compiler maps."""
+    verdict = edgetpu.verdict(content)
+    if verdict.network_mapped:
+        return Finding(verdict)
+    left = [r for r in verdict.ops if not r.mapped and r.index not in verdict.border]
+    texts = [f"op {row.index} {row.op}: {row.reason}" for row in left[:3]]
+    problem = f"{len(left)} ops are not mapped to the Edge TPU: {'; '.join(texts)}"
+    return Finding(verdict, (problem,))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Format:
     """One row of the table.
 
     Attributes:
-        kind: What `tools.export.tflite.convert` calls it.
+        weights: "float32", "float16" or "int8": which limits of `verify` hold. int8
+            needs calibration pictures or a quantisation-aware model.
         io: Legal input and output types, the default first.
-        calibration: Whether real pictures are needed to choose ranges.
         runs_on: For people.
-        edgetpu: Whether the Edge TPU verdict belongs to the result.
+        make: Converts: a request to a file with the model's own outputs.
+        suffix: How the file's name ends.
+        open: Opens a file for running.
+        finish: Completes the compared file from labels and preprocessing: (content,
+            detector, pictures) to what is written.
+        postprocess: Whether `finish` can append the detection op.
+        verdicts: What each target makes of the written file, by name.
+        options: Names and defaults of options that `make` reads.
+        runtime: Whether `tools.runtime` runs the file as devices do; metrics are
+            then measured through it.
     """
 
-    kind: str
+    weights: str
     io: tuple[str, ...]
-    calibration: bool
     runs_on: str
-    edgetpu: bool = False
+    make: Callable[[Request], bytes]
+    suffix: str = ".tflite"
+    open: Callable[[bytes], OpenedFile] = TFLiteFile
+    finish: Callable[[bytes, Detector, Sequence[np.ndarray]], Finished] = _finish_tflite
+    postprocess: bool = True
+    verdicts: Mapping[str, Callable[[bytes], Finding]] = dataclasses.field(
+        default_factory=dict
+    )
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    runtime: bool = True
 
+    @property
+    def calibration(self) -> bool:
+        """Whether ranges come from pictures or a quantisation-aware model."""
+        return self.weights == "int8"
+
+
+FLOAT_ENDS = ("float",)
+BYTE_ENDS = ("uint8", "int8", "float")
 
 FORMATS: Mapping[str, Format] = {
-    "tflite-float32": Format("float32", ("float",), False, "LiteRT on CPU and GPU"),
-    "tflite-float16": Format("float16", ("float",), False, "LiteRT, half the size"),
+    "tflite-float32": Format(
+        weights="float32",
+        io=FLOAT_ENDS,
+        runs_on="LiteRT on CPU and GPU",
+        make=functools.partial(_tflite, kind="float32"),
+    ),
+    "tflite-float16": Format(
+        weights="float16",
+        io=FLOAT_ENDS,
+        runs_on="LiteRT, half the size",
+        make=functools.partial(_tflite, kind="float16"),
+    ),
     "tflite-int8": Format(
-        "int8", ("uint8", "int8", "float"), True, "LiteRT, microcontrollers, NPUs"
+        weights="int8",
+        io=BYTE_ENDS,
+        runs_on="LiteRT, microcontrollers, NPUs",
+        make=functools.partial(_tflite, kind="int8"),
     ),
     "edgetpu": Format(
-        "int8",
-        ("uint8", "int8", "float"),
-        True,
-        "input of the Edge TPU compiler",
-        edgetpu=True,
+        weights="int8",
+        io=BYTE_ENDS,
+        runs_on="input of the Edge TPU compiler",
+        make=functools.partial(_tflite, kind="int8"),
+        verdicts={"edgetpu": _edgetpu},
     ),
 }
-
-
-class ExportError(ValueError):
-    """The exported file is not what was asked for; nothing was written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Artifact:
-    """One exported file and what was measured on it.
-
-    Attributes:
-        path: The .tflite file.
-        format: Name in `FORMATS`.
-        bytes: Size of the file.
-        ops: Operator name to count.
-        max_error: Largest difference of an output from the model.
-        agreement: Share of decisions equal to the model's, None without any.
-        io: Name, type, shape and quantisation of inputs and outputs.
-        files: Everything written: model, sidecar, labels.
-        verification: All figures; None when there were no samples.
-        postprocess: Comparison of the post-processing op with numpy, None without.
-        verdict: What the Edge TPU compiler would map, None for other formats.
-        problems: What misses the limits, in words.
-    """
-
-    path: Path
-    format: str
-    bytes: int
-    ops: Mapping[str, int]
-    max_error: float | None
-    agreement: float | None
-    io: Mapping[str, Any]
-    files: tuple[Path, ...]
-    verification: verifying.Verification | None = None
-    postprocess: Mapping[str, float] | None = None
-    verdict: edgetpu.Verdict | None = None
-    problems: tuple[str, ...] = ()
-
-    def json(self) -> dict[str, Any]:
-        """Return everything as plain values for `json.dumps`."""
-        checked, verdict = self.verification, self.verdict
-        return {
-            "path": str(self.path),
-            "format": self.format,
-            "bytes": self.bytes,
-            "ops": dict(self.ops),
-            "max_error": self.max_error,
-            "agreement": self.agreement,
-            "io": dict(self.io),
-            "files": [str(path) for path in self.files],
-            "verification": checked.json() if checked is not None else None,
-            "postprocess": dict(self.postprocess) if self.postprocess else None,
-            "edgetpu": verdict.json() if verdict is not None else None,
-            "problems": list(self.problems),
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Detector:
-    """What a file needs beside its weights.
-
-    Attributes:
-        meta: Labels, preprocessing and, of a detector, anchors: written as the
-            sidecar; `runtime.Meta` or `runtime_labels.LabelMeta`.
-        postprocess: Append the detection post-processing op with these options.
-    """
-
-    meta: Any
-    postprocess: Postprocess | None = None
 
 
 def export(
@@ -141,6 +194,7 @@ def export(
     samples: Iterable[np.ndarray] | None = None,
     io: str | None = None,
     detector: Detector | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Convert a model, run the file, compare it with the model, and write it.
 
@@ -150,12 +204,13 @@ def export(
     Args:
         model: A functional Keras 3 model or a quantisation-aware model.
         format: Name in `FORMATS`.
-        path: Where the .tflite file goes; the folder is made.
+        path: Where the file goes; the folder is made.
         calibration: Pictures (height, width, 3), 0..255, that fix the ranges of int8
             files; not needed for quantisation-aware models.
         samples: Real pictures to compare on; by default those of the calibration.
         io: Type of input and outputs; by default the format's first.
         detector: Labels, anchors and post-processing of a detector.
+        options: Changes of the format's own options.
 
     Returns:
         The artifact with everything measured; `problems` lists what misses the
@@ -169,56 +224,70 @@ def export(
         >>> export(model, "tflite-int8", "m.tflite", calibration=pictures)
         ... # doctest: +SKIP
     """
-    row, io = _options(model, format, path, io)
+    row = _checked(model, format, path, io, detector)
     pictures = None if calibration is None else list(calibration)
     if row.calibration and not pictures and not _is_quantised(model):
         raise ValueError(
             f"Format {format!r} needs calibration pictures: pass calibration=, about "
             "100 real pictures (height, width, 3) of 0..255."
         )
-    shown = pictures if samples is None else list(samples)
-    converting = _convert_function()
-    raw = converting(model, row.kind, io, pictures if row.calibration else None)
+    shown = (pictures if samples is None else list(samples)) or []
+    shown = shown[:SAMPLES]
+    request = Request(
+        model=model,
+        io=io or row.io[0],
+        calibration=pictures if row.calibration else None,
+        options=_options(format, row, options or {}),
+    )
+    raw = row.make(request)
+    file = row.open(raw)
+    _refuse_floats(file, row)
     checked = None
     if shown:
-        checked = verifying.verify(raw, _callable(model), shown[:SAMPLES], row.kind)
-    _refuse_floats(raw, row.kind)
-    content, compared = raw, None
-    if detector is not None and detector.postprocess is not None:
-        content = postprocess.append(raw, detector.meta, detector.postprocess)
-        if shown:
-            sizes = [_picture(sample) for sample in shown[:SAMPLES]]
-            compared = postprocess.compare(raw, content, detector.meta, sizes)
-    verdict = edgetpu.verdict(content) if row.edgetpu else None
-    files = write_files({Path(path): content, **_beside(Path(path), detector)})
-    return _artifact(files, format, content, checked, compared, verdict)
+        checked = verifying.verify(
+            raw, _callable(model), shown, row.weights, lambda _: file
+        )
+    finished = Finished(raw)
+    if detector is not None:
+        finished = row.finish(raw, detector, [_picture(sample) for sample in shown])
+    found = {name: judge(finished.content) for name, judge in row.verdicts.items()}
+    files = write_files(_contents(Path(path), finished.content, detector, found))
+    return _artifact(files, format, finished, checked, found)
 
 
-def _options(
-    model: Any, format: str, path: str | os.PathLike[str], io: str | None
-) -> tuple[Format, str]:
-    """Check the options against the table."""
+def _checked(
+    model: Any,
+    format: str,
+    path: str | os.PathLike[str],
+    io: str | None,
+    detector: Detector | None,
+) -> Format:
+    """Check what is asked for against the table, before any work."""
     if format not in FORMATS:
         raise _errors.unknown("export format", format, FORMATS)
     row = FORMATS[format]
     if io is not None and io not in row.io:
         raise _errors.unknown(f"io of format {format}", io, row.io)
-    if _is_quantised(model) and row.kind != "int8":
-        legal = [name for name, other in FORMATS.items() if other.kind == "int8"]
+    if _is_quantised(model) and not row.calibration:
+        legal = [name for name, other in FORMATS.items() if other.calibration]
         raise _errors.unknown("format of a quantisation-aware model", format, legal)
-    if Path(path).suffix != ".tflite":
-        raise ValueError(f"The file's name must end in .tflite, received {path}.")
-    return row, io or row.io[0]
+    if Path(path).suffix != row.suffix:
+        raise ValueError(f"The file's name must end in {row.suffix}, received {path}.")
+    if detector is not None and detector.postprocess and not row.postprocess:
+        legal = [name for name, other in FORMATS.items() if other.postprocess]
+        raise _errors.unknown("format with the detection op", format, legal)
+    return row
+
+
+def _options(format: str, row: Format, given: Mapping[str, Any]) -> dict[str, Any]:
+    for name in given:
+        if name not in row.options:
+            raise _errors.unknown(f"option of format {format}", name, row.options)
+    return {**row.options, **given}
 
 
 def _is_quantised(model: Any) -> bool:
     return hasattr(model, "source_weights")
-
-
-def _convert_function() -> Callable[..., bytes]:
-    from keras_lightnets.tools.export import tflite
-
-    return tflite.convert
 
 
 def _callable(model: Any) -> verifying.Reference:
@@ -233,8 +302,8 @@ def _picture(sample: np.ndarray) -> np.ndarray:
     return array[0] if array.ndim == 4 else array
 
 
-def _refuse_floats(content: bytes, kind: str) -> None:
-    loose = verifying.float_ops(_flatbuffer.read(content)) if kind == "int8" else ()
+def _refuse_floats(file: OpenedFile, row: Format) -> None:
+    loose = file.float_ops if row.calibration else ()
     if loose:
         raise ExportError(
             f"{len(loose)} ops of the int8 file work on floats: "
@@ -243,27 +312,32 @@ def _refuse_floats(content: bytes, kind: str) -> None:
         )
 
 
-def _beside(path: Path, detector: Detector | None) -> dict[Path, bytes]:
-    """Sidecar and labels of a detector."""
-    if detector is None:
-        return {}
-    meta = detector.meta
-    if detector.postprocess is not None:
-        meta = postprocess.sidecar(meta)
-    return {
-        path.with_suffix(".json"): json.dumps(meta.to_dict()).encode(),
-        path.with_name("labels.txt"): postprocess.labels_text(meta.labels).encode(),
-    }
+def _contents(
+    path: Path, content: bytes, detector: Detector | None, found: Mapping[str, Finding]
+) -> dict[Path, bytes]:
+    """The model, a detector's sidecar and labels, and what targets made of it."""
+    contents = {path: content}
+    if detector is not None:
+        meta = detector.meta
+        if detector.postprocess is not None:
+            meta = postprocess.sidecar(meta)
+        labels = postprocess.labels_text(meta.labels)
+        contents[path.with_suffix(".json")] = json.dumps(meta.to_dict()).encode()
+        contents[path.with_name("labels.txt")] = labels.encode()
+    for finding in found.values():
+        for ending, further in finding.files.items():
+            contents[path.with_name(path.stem + ending)] = further
+    return contents
 
 
 def _artifact(
     files: tuple[Path, ...],
     format: str,
-    content: bytes,
+    finished: Finished,
     checked: verifying.Verification | None,
-    compared: Mapping[str, float] | None,
-    verdict: edgetpu.Verdict | None,
+    found: Mapping[str, Finding],
 ) -> Artifact:
+    compared = finished.compared
     problems = list(checked.problems) if checked is not None else []
     if checked is None:
         problems.append("not compared: there were no samples")
@@ -272,80 +346,20 @@ def _artifact(
             f"post-processing: {compared['unmatched']} of {compared['detections']} "
             "detections differ from numpy"
         )
-    if verdict is not None and not verdict.network_mapped:
-        left = [
-            r for r in verdict.ops if not r.mapped and r.index not in verdict.border
-        ]
-        texts = [f"op {row.index} {row.op}: {row.reason}" for row in left[:3]]
-        problems.append(
-            f"{len(left)} ops are not mapped to the Edge TPU: {'; '.join(texts)}"
-        )
-    described = verdict or edgetpu.verdict(content, compiler=False)
-    ops: dict[str, int] = {}
-    for op in described.ops:
-        ops[op.op] = ops.get(op.op, 0) + 1
+    for finding in found.values():
+        problems += finding.problems
+    file = FORMATS[format].open(finished.content)
     return Artifact(
         path=files[0],
         format=format,
-        bytes=len(content),
-        ops=ops,
+        bytes=len(finished.content),
+        ops=file.ops,
         max_error=checked.max_error if checked is not None else None,
         agreement=checked.agreement if checked is not None else None,
-        io=described.io,
+        io=file.io,
         files=files,
         verification=checked,
         postprocess=compared,
-        verdict=verdict,
+        verdicts={name: finding.verdict for name, finding in found.items()},
         problems=tuple(problems),
     )
-
-
-def write_files(contents: Mapping[Path, bytes]) -> tuple[Path, ...]:
-    """Write files so that each appears whole; nothing half-written stays behind.
-
-    Args:
-        contents: Path to content. All are written beside their places first and
-            only then renamed.
-
-    Returns:
-        The paths, in the order given.
-
-    Raises:
-        OSError: If a folder cannot be written to.
-    """
-    with _temporary(contents) as waiting:
-        for path, held in waiting.items():
-            os.replace(held, path)
-    return tuple(contents)
-
-
-@contextlib.contextmanager
-def _temporary(contents: Mapping[Path, bytes]) -> Iterator[dict[Path, str]]:
-    waiting: dict[Path, str] = {}
-    try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, waiting[path] = tempfile.mkstemp(
-                prefix=f".{path.name}.", dir=path.parent
-            )
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(waiting[path], 0o644)
-        yield waiting
-    finally:
-        for held in waiting.values():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(held)
-
-
-def table(rows: Sequence[Artifact]) -> str:
-    """Return artifacts as text, one line each."""
-    lines = [f"{'format':<16}{'bytes':>12}{'ops':>6}{'max error':>12}{'agreement':>11}"]
-    for row in rows:
-        error = "" if row.max_error is None else f"{row.max_error:.3g}"
-        share = "" if row.agreement is None else f"{row.agreement:.2%}"
-        lines.append(
-            f"{row.format:<16}{row.bytes:>12,}{sum(row.ops.values()):>6}"
-            f"{error:>12}{share:>11}  {row.path}"
-        )
-    return "\n".join(lines)

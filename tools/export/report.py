@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lightnets.tools.export.formats import write_files
+from keras_lightnets.tools.export.files import write_files
 
 # Chart geometry in SVG units; about one CSS pixel on a phone.
 WIDTH, HEIGHT = 440, 270

@@ -6,25 +6,20 @@ other by about 2 q where a network hesitates between two classes, so decisions a
 for only where the two best differ by more than 4 q; there all must agree.
 """
 
-import contextlib
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_lightnets.tools import runtime
-from keras_lightnets.tools.export import _flatbuffer
-from keras_lightnets.tools.export._flatbuffer import Graph, Op, Tensor
+from keras_lightnets.tools.export.opened import OpenedFile, TFLiteFile
 
 CLEAR_MARGIN_STEPS = 4.0
 MEAN_ERROR_STEPS = 2.0
 # Largest error of float files, in shares of the largest output.
 FLOAT_LIMITS = {"float32": 1e-4, "float16": 2e-2}
-INTEGERS = ("INT8", "UINT8")
 # Encodings, not decisions between columns.
 NO_DECISION = ("boxes",)
 
@@ -113,15 +108,17 @@ def verify(
     reference: Reference,
     samples: Iterable[np.ndarray],
     kind: str,
+    opener: Callable[[bytes], OpenedFile] = TFLiteFile,
 ) -> Verification:
     """Run a file on samples and compare it with a model.
 
     Args:
-        source: Path or content of the .tflite file with the model's own outputs.
+        source: Path or content of the file with the model's own outputs.
         reference: The Keras model (or any callable) from a float32 batch
             (1, height, width, channels), 0..255, to an array or a dict of arrays.
         samples: Pictures (height, width, channels) or (1, ...), 0..255.
         kind: "float32", "float16" or "int8": which limits hold.
+        opener: Opens the content for running.
 
     Returns:
         The measured comparison; `problems` lists what misses the limits.
@@ -134,63 +131,30 @@ def verify(
         ()
     """
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    graph = _flatbuffer.read(content)
     batches = [_batch(sample) for sample in samples]
     if not batches:
         raise ValueError("Verifying needs at least one real sample; received none.")
-    expected, found = _run_both(content, reference, batches)
+    file = opener(content)
+    expected, found = _run_both(file, reference, batches)
     checks = tuple(
-        _check(name, expected[name], found[name], _step(graph, name))
-        for name in expected
+        _check(name, expected[name], found[name], file.steps[name]) for name in expected
     )
-    loose = float_ops(graph) if kind == "int8" else ()
+    loose = file.float_ops if kind == "int8" else ()
     problems = [
         *(f"works on floats: {name}" for name in loose),
-        *(f"{name} has an open dimension" for name in _open_tensors(graph)),
+        *(f"{name} has an open dimension" for name in file.open_dimensions),
     ]
     for check in checks:
         problems += _complaints(check, kind)
     return Verification(
         kind=kind,
         samples=len(batches),
-        ops=dict(Counter(op.label for op in graph.ops)),
+        ops=file.ops,
         float_ops=loose,
         outputs=checks,
-        xnnpack_partitions=_partitions(content),
+        xnnpack_partitions=file.xnnpack_partitions,
         problems=tuple(problems),
     )
-
-
-def float_ops(graph: Graph) -> tuple[str, ...]:
-    """Name the ops that work on floats; those at a float input or output do not count.
-
-    Args:
-        graph: What `_flatbuffer.read` returned.
-
-    Returns:
-        One text per op: position, operator and the tensor it makes, which carries
-        the name of the layer.
-    """
-    ends = {tensor.index for tensor in (*graph.inputs, *graph.outputs)}
-    return tuple(_describe(op) for op in graph.ops if _is_float(op, ends))
-
-
-def _is_float(op: Op, ends: set[int]) -> bool:
-    tensors = [tensor for tensor in (*op.inputs, *op.outputs) if tensor is not None]
-    floats = [tensor for tensor in tensors if tensor.dtype.startswith("FLOAT")]
-    if op.name in ("QUANTIZE", "DEQUANTIZE"):
-        return any(tensor.index not in ends for tensor in floats)
-    return bool(floats)
-
-
-def _describe(op: Op) -> str:
-    made = op.outputs[0].name if op.outputs else ""
-    return f"op {op.index} {op.label} that makes {made!r}"
-
-
-def _open_tensors(graph: Graph) -> list[str]:
-    ends = (*graph.inputs, *graph.outputs)
-    return [tensor.name or str(tensor.index) for tensor in ends if tensor.dynamic]
 
 
 def _batch(sample: np.ndarray) -> np.ndarray:
@@ -199,18 +163,17 @@ def _batch(sample: np.ndarray) -> np.ndarray:
 
 
 def _run_both(
-    content: bytes, reference: Reference, batches: Sequence[np.ndarray]
+    file: OpenedFile, reference: Reference, batches: Sequence[np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Outputs by name of the model and of the file, samples joined."""
-    model = runtime.TFLiteModel(content)
-    names = [row["name"] for row in model.outputs]
+    names = file.outputs
     expected: dict[str, list[np.ndarray]] = {}
     found: dict[str, list[np.ndarray]] = {}
     for batch in batches:
         made = _by_name(reference(batch), names)
         for name, value in made.items():
             expected.setdefault(name, []).append(value)
-        for name, value in zip(names, model.run(batch), strict=True):
+        for name, value in zip(names, file.run(batch), strict=True):
             found.setdefault(name, []).append(value)
     joined = {name: np.concatenate(values) for name, values in expected.items()}
     taken = {name: np.concatenate(values) for name, values in found.items()}
@@ -239,19 +202,6 @@ def _array(value: Any) -> np.ndarray:
     """A backend's tensor as float32."""
     value = value.detach().cpu() if hasattr(value, "detach") else value
     return np.asarray(value, np.float32)
-
-
-def _step(graph: Graph, name: str) -> float:
-    """Quantisation step behind an output, also where it is given as floats."""
-    tensor = next(tensor for tensor in graph.outputs if tensor.name == name)
-    for op in graph.ops:
-        if op.name == "DEQUANTIZE" and tensor in op.outputs and op.inputs[0]:
-            tensor = op.inputs[0]
-    return tensor.scales[0] if _is_quantised(tensor) else 0.0
-
-
-def _is_quantised(tensor: Tensor) -> bool:
-    return tensor.dtype in INTEGERS and len(tensor.scales) == 1
 
 
 def _check(
@@ -302,11 +252,3 @@ def _complaints(check: OutputCheck, kind: str) -> list[str]:
             f"above {CLEAR_MARGIN_STEPS:g} steps agree, all should"
         )
     return texts
-
-
-def _partitions(content: bytes) -> int | None:
-    """Number of parts XNNPACK took; the interpreter shows it in a private list only."""
-    with contextlib.suppress(AttributeError, ImportError):
-        rows = runtime.TFLiteModel(content)._interpreter._get_ops_details()
-        return sum(row["op_name"] == "DELEGATE" for row in rows)
-    return None
