@@ -35,6 +35,7 @@ _MODULES = {
     "concat": "conv",
     "conv_bn": "conv",
     "conv_classifier": "conv",
+    "convolve_groups": "conv2d",
     "depthwise_bn": "conv",
     "dilated_depthwise": "dilated",
     "drop": "conv",

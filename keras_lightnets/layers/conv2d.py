@@ -1,6 +1,7 @@
 """Convolutions for which TensorFlow has faster kernels than Keras takes."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -63,15 +64,34 @@ class Conv2D(keras.layers.Conv2D):
             padding=self.padding.upper(),
             dilations=self.dilation_rate,
         )
-        inputs, kernel = tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel)
-        if _differentiable(inputs.dtype):
-            return convolve(inputs, kernel)
-        parts = zip(
-            tf.split(inputs, self.groups, axis=-1),
-            tf.split(kernel, self.groups, axis=-1),
-            strict=True,
-        )
-        return tf.concat([convolve(x, part) for x, part in parts], axis=-1)
+        return convolve_groups(convolve, inputs, kernel, self.groups)
+
+
+def convolve_groups(
+    convolve: Callable[[Any, Any], Any], inputs: Any, kernel: Any, groups: int
+) -> Any:
+    """Convolve group by group where TensorFlow cannot train the whole at once.
+
+    Args:
+        convolve: Function of inputs and kernel.
+        inputs: Tensor of shape (batch, height, width, channels).
+        kernel: Tensor of shape (height, width, channels / groups, filters).
+        groups: Number of groups.
+
+    Returns:
+        Tensor of shape (batch, new height, new width, filters).
+    """
+    import tensorflow as tf
+
+    inputs, kernel = tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel)
+    if groups == 1 or _differentiable(inputs.dtype):
+        return convolve(inputs, kernel)
+    parts = zip(
+        tf.split(inputs, groups, axis=-1),
+        tf.split(kernel, groups, axis=-1),
+        strict=True,
+    )
+    return tf.concat([convolve(x, part) for x, part in parts], axis=-1)
 
 
 @functools.cache

@@ -47,7 +47,7 @@ def facts(name: str) -> dict[str, Any]:
     )
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (4, side, side, 3)).astype("float32")
-    content = tflite.convert(model, "int8", "uint8", list(pictures))
+    content = tflite.convert(model, "int8", "uint8", list(pictures), "edgetpu")
     found = edgetpu.verdict(content, compiler=False)
     left = [row for row in found.ops if not row.mapped]
     counts = Counter(row.op for row in left)

@@ -83,10 +83,10 @@ class Finished:
     compared: Mapping[str, float] | None = None
 
 
-def _tflite(request: Request, kind: str) -> bytes:
+def _tflite(request: Request, kind: str, target: str = "cpu") -> bytes:
     from keras_lightnets.tools.export import tflite
 
-    return tflite.convert(request.model, kind, request.io, request.calibration)
+    return tflite.convert(request.model, kind, request.io, request.calibration, target)
 
 
 def _finish_tflite(
@@ -180,7 +180,7 @@ FORMATS: Mapping[str, Format] = {
         weights="int8",
         io=BYTE_ENDS,
         runs_on="input of the Edge TPU compiler",
-        make=functools.partial(_tflite, kind="int8"),
+        make=functools.partial(_tflite, kind="int8", target="edgetpu"),
         verdicts={"edgetpu": _edgetpu},
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io as _io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_lightnets._errors import require, unknown
+from keras_lightnets.tools.export import lower
 
 KINDS = ("float32", "float16", "int8")
 IO_TYPES = ("float", "uint8", "int8")
@@ -22,6 +24,7 @@ def convert(
     kind: str = "float32",
     io: str = "float",
     calibration: Iterable[Any] | None = None,
+    target: str = "cpu",
 ) -> bytes:
     """Convert a model to a TFLite file with a fixed batch of one.
 
@@ -38,6 +41,7 @@ def convert(
         calibration: Representative pictures, (height, width, channels) or
             (1, height, width, channels) each, 0-255; needed for a Keras 3 model and
             kind="int8".
+        target: Where an int8 file shall run, a name in `lower.TARGETS`.
 
     Returns:
         The file. Outputs stand in the model's own order and carry its names, in the
@@ -49,15 +53,18 @@ def convert(
         UnsupportedLayerError: If a layer cannot be converted.
     """
     _check(model, kind, io, calibration)
+    if target not in lower.TARGETS:
+        raise unknown("target", target, lower.TARGETS)
     if kind != "int8":
         return _float(model, kind)
+    lowering = functools.partial(lower.lower, target=target)
     if hasattr(model, "source_weights"):
-        function, graph = model.deployed(io != "float")
+        function, graph = model.deployed(io != "float", lowering)
         return _finish(function, graph, _int8_types(io), None)
     from keras_lightnets.tools.quantize import ptq
 
     pictures = () if calibration is None else calibration
-    function, graph, samples = ptq.prepare(model, pictures, io != "float")
+    function, graph, samples = ptq.prepare(model, pictures, io != "float", lowering)
     return _finish(function, graph, _int8_types(io), samples)
 
 

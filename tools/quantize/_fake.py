@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_lightnets import layers as keras_layers
 from keras_lightnets._errors import require
 from keras_lightnets.tools.quantize import _passes
 from keras_lightnets.tools.quantize._graph import Step
@@ -35,13 +36,20 @@ def toolkit() -> Any:
             os.environ["TF_USE_LEGACY_KERAS"] = before
 
 
-def _convolve(tf: Any, kind: str, x: Any, kernel: Any, options: Any) -> Any:
+def _convolve(
+    tf: Any, kind: str, x: Any, kernel: Any, options: Any, final: bool
+) -> Any:
     if kind == "dense":
         return tf.matmul(x, kernel)
     strides, padding = list(options["strides"]), options["padding"].upper()
     rates = list(options["dilation_rate"])
     if kind == "conv":
-        return tf.nn.conv2d(x, kernel, strides, padding, dilations=rates)
+        convolve = functools.partial(
+            tf.nn.conv2d, strides=strides, padding=padding, dilations=rates
+        )
+        if final:
+            return convolve(x, kernel)
+        return keras_layers.convolve_groups(convolve, x, kernel, options["groups"])
     if kind == "depthwise":
         return tf.nn.depthwise_conv2d(x, kernel, [1, *strides, 1], padding, None, rates)
     shape = (tf.shape(x)[0], *options["output_shape"])
@@ -141,17 +149,18 @@ def _add_weights(layer: Any) -> None:
 
 
 def _folded_call(tf: Any, layer: Any, inputs: Any) -> Any:
-    if layer.quantised is None:
-        # Until the toolkit has wrapped the layer, only its output's shape counts;
-        # the toolkit builds the graph four times.
-        kernel, bias = layer.kernel, None
-    elif layer.constants is None:
-        kernel, bias = layer.quantised, fold_bias(tf, layer)
-    else:
+    if layer.constants is not None:
         kernel, top, bias = layer.constants
         kernel, top = tf.constant(kernel), tf.constant(top)
         kernel = fake_quantise_kernel(tf, kernel, layer.axis, top)
-    y = _convolve(tf, layer.kind, inputs, kernel, layer.options)
+    elif layer.quantised is not None:
+        kernel, bias = layer.quantised, fold_bias(tf, layer)
+    else:
+        # Until the toolkit has wrapped the layer, only its output's shape counts;
+        # the toolkit builds the graph four times.
+        kernel, bias = layer.kernel, None
+    final = layer.constants is not None
+    y = _convolve(tf, layer.kind, inputs, kernel, layer.options, final)
     return y if bias is None else tf.nn.bias_add(y, bias)
 
 
@@ -189,13 +198,13 @@ def _folded_layer() -> Any:
 
 
 def freeze(layer: Any) -> None:
-    """Compute a layer's constants; also while a graph is being traced."""
+    """Compute the constants of a layer whose weights no longer change."""
     import tensorflow as tf
 
-    with tf.init_scope():
-        kernel, bias = fold_kernel(tf, layer), fold_bias(tf, layer)
-        top = kernel_top(tf, kernel, layer.axis).numpy()
-        layer.constants = (kernel.numpy(), top, None if bias is None else _uneven(bias))
+    kernel, bias = fold_kernel(tf, layer), fold_bias(tf, layer)
+    top = kernel_top(tf, kernel, layer.axis).numpy()
+    kernel = kernel.numpy() if hasattr(kernel, "numpy") else kernel
+    layer.constants = (kernel, top, None if bias is None else _uneven(bias))
 
 
 def _uneven(bias: Any) -> np.ndarray:

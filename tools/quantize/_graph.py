@@ -27,6 +27,7 @@ class Step:
         roles: Attributes of that layer that hold the weights, in the same order.
         shared: Name of the step whose layer is used again, or None.
         shape: Shape of the output, batch first.
+        range: Lowest and highest value of the output in int8, where they are known.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Step:
     roles: tuple[str, ...] = ()
     shared: str | None = None
     shape: tuple[int | None, ...] = ()
+    range: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass

@@ -254,11 +254,11 @@ def _first_conv(graph: Graph, name: str) -> Step | None:
 def bake(graph: Graph) -> None:
     """Compute what the passes above left as annotations: plain kernels and biases."""
     for step in graph:
-        norm = step.config.pop("norm", None)
-        gain = step.config.pop("input_gain", None)
-        offset = step.config.pop("input_offset", None)
-        shift = step.config.pop("shift", None)
-        step.config.pop("constant", None)
+        norm, gain, offset, shift = (
+            step.config.get(key)
+            for key in ("norm", "input_gain", "input_offset", "shift")
+        )
+        unmark(step)
         if norm is None and gain is None and shift is None:
             continue
         kernel = step.weights["kernel"].astype("float64")
@@ -279,6 +279,12 @@ def bake(graph: Graph) -> None:
             "kernel": kernel.astype("float32"),
             "bias": bias.astype("float32"),
         }
+
+
+def unmark(step: Step) -> None:
+    """Take a step's annotations away, once its weights hold what they say."""
+    for key in ("norm", "input_gain", "input_offset", "shift", "constant"):
+        step.config.pop(key, None)
 
 
 def on_outputs(kind: str, kernel_shape: Any) -> tuple[int, ...]:

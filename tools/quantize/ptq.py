@@ -15,7 +15,10 @@ MAX_SAMPLES = 500
 
 
 def prepare(
-    model: Any, samples: Iterable[Any], raw: bool = True
+    model: Any,
+    samples: Iterable[Any],
+    raw: bool = True,
+    lower: Callable[[Graph], Any] = _passes.expand_hard_swish,
 ) -> tuple[
     Callable[..., Any], Graph, Callable[[], Iterator[list[np.ndarray]]]
 ]:  # fmt: skip
@@ -29,6 +32,7 @@ def prepare(
         samples: Representative pictures, see `check_samples`.
         raw: Whether the file shall read the bytes of a picture; False for float
             grey levels.
+        lower: Changes the folded graph for the target.
 
     Returns:
         A function on the (folded) input tensor, its graph, and the representative
@@ -44,11 +48,11 @@ def prepare(
             f"{', '.join(graph.inputs)}"
         )
     graph = graph.copy()
-    _passes.expand_hard_swish(graph)
     _passes.fold_norms(graph)
     _passes.fold_shifts(graph)
     _passes.fold_input(graph, raw)
     _passes.bake(graph)
+    lower(graph)
     (shape,) = graph.inputs.values()
     pictures = check_samples(samples, shape[1:], graph.raw_zero_point is not None)
     tf_model, _ = bridge.emit(graph, batch=1)

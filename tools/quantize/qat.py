@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from keras_lightnets._errors import require
-from keras_lightnets.tools.quantize import _fake, _layers, _passes, bridge, ptq, rules
+from keras_lightnets.tools.quantize import (
+    _fake,
+    _frozen,
+    _layers,
+    _passes,
+    bridge,
+    ptq,
+    rules,
+)
 from keras_lightnets.tools.quantize._graph import Graph, Step
 
 FORMAT = 1
@@ -56,6 +64,7 @@ class QatModel:
         model: The tf_keras model behind the input's normalisation.
         graph: Steps it was made from, normalisations folded.
         layers: Layer of each step, inside its wrapper.
+        plan: Rule of each step.
         epoch: Epochs trained.
         step: Steps trained.
         optimizer: Made by the first `train`.
@@ -64,6 +73,7 @@ class QatModel:
     model: Any
     graph: Graph
     layers: dict[str, Any]
+    plan: dict[str, rules.Rule]
     epoch: int = 0
     step: int = 0
     optimizer: Any = None
@@ -126,34 +136,36 @@ class QatModel:
             for name, roles in found.items()
         }
 
-    def deployed(self, raw: bool = True) -> tuple[Callable[..., Any], Graph]:
+    def deployed(
+        self, raw: bool = True, lower: Callable[[Graph], Any] | None = None
+    ) -> tuple[Callable[..., Any], Graph]:
         """Return what the TFLite converter traces.
+
+        The model trains as it is written and is lowered here: what a lowering does
+        to kernels and channels keeps every value, so that ranges and rounding stay
+        those of training, and zeros that it writes into kernels stay zeros.
 
         Args:
             raw: Whether the file shall read the bytes of a picture; False for float
                 grey levels, normalised by one more operation.
+            lower: Changes the graph for the target; every tensor that it leaves
+                keeps its range.
 
         Returns:
             A function on the input tensor and the graph that names its ends.
         """
-        graph = self.graph
-        front: Callable[[Any], Any] = lambda x: x  # noqa: E731
-        if not raw and graph.raw_zero_point is not None:
-            front = _float_front(graph)
-
-        def function(x: Any) -> Any:
-            folded = [
-                layer for layer in self.layers.values() if hasattr(layer, "constants")
-            ]
-            for layer in folded:
-                _fake.freeze(layer)
-            try:
-                return self.model(front(x), training=False)
-            finally:
-                for layer in folded:
-                    layer.constants = None
-
-        return function, graph
+        wrappers = {
+            getattr(layer, "layer", layer).name: layer for layer in self.model.layers
+        }
+        outer = {name: wrappers[layer.name] for name, layer in self.layers.items()}
+        graph = _frozen.graph_of(self.graph, outer, self.plan)
+        if lower is not None:
+            lower(graph)
+        function = _frozen.function_of(graph)
+        if raw or graph.raw_zero_point is None:
+            return function, graph
+        front = _float_front(graph)
+        return lambda x: function(front(x)), graph
 
 
 def _float_front(graph: Graph) -> Callable[[Any], Any]:
@@ -215,7 +227,7 @@ def prepare(source: Any, calibration: Iterable[Any] | None) -> QatModel:
         layer = getattr(layer, "layer", layer)
         inner[layer.name] = layer
     layers = {step.name: inner[step.shared or step.name] for step in graph}
-    made = QatModel(model, graph, layers)
+    made = QatModel(model, graph, layers, chosen)
     if calibration is not None:
         calibrate(made, calibration)
     return made
@@ -240,7 +252,7 @@ def _range_inputs(graph: Graph) -> None:
         step = Step(f"{name}_range", "identity", (name,), shape=shape)
         if graph.raw_zero_point is not None:
             zero, scale = graph.raw_zero_point, graph.raw_scale
-            step.config["range"] = (-zero * scale, (255 - zero) * scale)
+            step.range = (-zero * scale, (255 - zero) * scale)
         for other in graph:
             other.inputs = tuple(step.name if i == name else i for i in other.inputs)
         added[step.name] = step

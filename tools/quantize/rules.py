@@ -138,7 +138,7 @@ def _fixed(
 ) -> tuple[float, float] | None:
     """Return the known range of the parts of a hard sigmoid, and of raw input."""
     if step.kind == "identity":
-        return step.config.get("range")
+        return step.range
     after = graph.sole_consumer(step.name, readers)
     if _is_relu6(step) and after is not None and after.kind == "scale":
         return (0.0, 6.0)

@@ -1,0 +1,43 @@
+"""Operations that a target runs, in place of those that it does not: one table.
+
+A network trains in the form it is published in. Before it becomes an int8 file, its
+graph is rewritten for where the file shall run: `TARGETS` says by which passes, in
+which order. Every pass is exact in float: the tensors it keeps have the same values,
+so that the ranges of a model trained for int8 stay right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from keras_lightnets._errors import unknown
+from keras_lightnets.tools.quantize import _passes
+from keras_lightnets.tools.quantize._graph import Graph
+
+Pass = Callable[[Graph], None]
+
+# LiteRT on a CPU has fast kernels for grouped convolutions and transpositions.
+TARGETS: Mapping[str, tuple[Pass, ...]] = {
+    "cpu": (_passes.expand_hard_swish,),
+    "edgetpu": (_passes.expand_hard_swish,),
+}
+
+
+def lower(graph: Graph, target: str) -> Graph:
+    """Rewrite a folded graph for a target.
+
+    Args:
+        graph: Steps, normalisations folded and baked; changed in place.
+        target: Name in `TARGETS`.
+
+    Returns:
+        The graph.
+
+    Raises:
+        ValueError: If there is no such target.
+    """
+    if target not in TARGETS:
+        raise unknown("target", target, TARGETS)
+    for change in TARGETS[target]:
+        change(graph)
+    return graph
