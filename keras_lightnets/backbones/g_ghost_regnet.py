@@ -112,7 +112,7 @@ def build(spec: GGhostRegNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     maps = {"c1": layers.activate(x, "relu", "stem")}
     x = maps["c1"]
     for row in spec.rows:
-        stage = _ghost_stage if row.ghost else _plain_stage
+        stage = _ghost_stage if _is_ghost(row) else _plain_stage
         x = maps[f"c{row.stage}"] = stage(x, row, spec, stride)
     return {**maps, "features": x}
 
@@ -183,6 +183,11 @@ def _block(
     return layers.activate(layers.residual(x, shortcut, name), "relu", f"{name}_add")
 
 
+def _is_ghost(row: StageRow) -> bool:
+    """Whether the stage is long enough for a chain between first and last block."""
+    return row.repeat > 2
+
+
 def _name(row: StageRow, number: int) -> str:
     return f"stage{row.stage}_block{number}"
 
@@ -214,12 +219,12 @@ def _huawei(spec: GGhostRegNetSpec) -> dict[str, str]:
         stage = f"layer{row.stage - 1}."
         for number in range(1, row.repeat + 1):
             place = f"{number - 1}"
-            if row.ghost:
+            if _is_ghost(row):
                 ends = {1: "base", row.repeat: "end"}
                 place = ends.get(number, f"layers.{number - 2}")
             first = number == 1
             parts = {k: v for k, v in _BLOCK.items() if first or "shortcut" not in k}
-            if row.ghost and number == row.repeat:
+            if _is_ghost(row) and number == row.repeat:
                 names |= pairs(_name(row, number), stage, _GHOST)
             names |= pairs(_name(row, number), f"{stage}{place}.", parts)
     return names | {"top_classifier": "fc"}
