@@ -337,21 +337,6 @@ def postprocess(
     return Detections(boxes[rows], values[best], labels[best].astype(np.int32))
 
 
-def _stored(pixels: np.ndarray, dtype: Any) -> np.ndarray:
-    """Levels 0..255 as a file reads them: uint8 as they are, int8 less 128."""
-    if not np.issubdtype(dtype, np.integer):
-        return pixels.astype(dtype)
-    levels = np.clip(np.rint(pixels), 0, 255).astype(np.int16)
-    return (levels - (128 if np.dtype(dtype) == np.int8 else 0)).astype(dtype)
-
-
-def _dequantise(stored: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
-    """Return float32 values; those that are not quantised as they are."""
-    scale, zero_point = row["quantization"]
-    values = stored.astype(np.float32)
-    return (values - zero_point) * np.float32(scale) if scale else values
-
-
 def _interpreter(content: bytes, threads: int) -> Any:
     """Open a file's content with whichever interpreter is installed."""
     for name in INTERPRETERS:
@@ -398,15 +383,30 @@ class TFLiteModel:
         self.inputs = list(self._interpreter.get_input_details())
         self.outputs = list(self._interpreter.get_output_details())
 
-    def run(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """Run a batch of one picture, 0..255; float32 outputs in the file's order."""
+    def stored(self, pixels: np.ndarray) -> np.ndarray:
+        """Return a batch of one picture, 0..255, as the file's input reads it."""
         row = self.inputs[0]
         if tuple(pixels.shape) != tuple(row["shape"]):
             raise ValueError(f"The file takes {row['shape']}, not {pixels.shape}.")
-        self._interpreter.set_tensor(row["index"], _stored(pixels, row["dtype"]))
+        if not np.issubdtype(row["dtype"], np.integer):
+            return pixels.astype(row["dtype"])
+        levels = np.clip(np.rint(pixels), 0, 255).astype(np.int16)
+        return (levels - 128 * (row["dtype"] == np.int8)).astype(row["dtype"])
+
+    def floats(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return outputs as float32; those not quantised keep their values."""
+        ways = [row["quantization"] for row in self.outputs]
+        pairs = zip((o.astype(np.float32) for o in outputs), ways, strict=True)
+        return [
+            (o - zero) * np.float32(step) if step else o for o, (step, zero) in pairs
+        ]
+
+    def run(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """Run a batch of one picture, 0..255; float32 outputs in the file's order."""
+        self._interpreter.set_tensor(self.inputs[0]["index"], self.stored(pixels))
         self._interpreter.invoke()
         get = self._interpreter.get_tensor
-        return [_dequantise(get(row["index"]), row) for row in self.outputs]
+        return self.floats([get(row["index"]) for row in self.outputs])
 
 
 class Detector:

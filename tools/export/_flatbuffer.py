@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,8 @@ from keras_lightnets import _errors
 MAGIC = b"TFL3"
 # Constants up to this many values are kept: shapes, axes, paddings, permutations.
 SMALL = 64
+# Custom ops that vendors' compilers leave in the place of a graph.
+COMPILED = {"edgetpu-custom-op": "the Edge TPU", "ethos-u": "Arm Ethos-U"}
 _ENUMS = {
     "padding": "Padding",
     "fusedActivationFunction": "ActivationFunctionType",
@@ -202,6 +204,42 @@ def read(source: str | os.PathLike[str] | bytes) -> Graph:
         raise ValueError(
             f"A damaged TFLite file: a reference points nowhere ({error!r})."
         ) from error
+
+
+def require_plain(graph: Graph, device: str, integers: Sequence[str] = ()) -> None:
+    """Refuse a graph that a device's compiler cannot start with.
+
+    Args:
+        graph: What `read` returned.
+        device: The device, in words.
+        integers: Types of which an activation must be; none: any graph will do.
+
+    Raises:
+        ValueError: If the graph is compiled already, leaves a dimension besides the
+            batch open, or works on floats where integers are asked for.
+    """
+    for op in graph.ops:
+        if op.custom_code in COMPILED:
+            raise ValueError(
+                f"The file is compiled for {COMPILED[op.custom_code]} already: its "
+                "operators are inside one custom op. Pass the file from before the "
+                "compiler."
+            )
+    for tensor in graph.inputs:
+        if -1 in tensor.signature[1:]:
+            raise ValueError(
+                f"Input {tensor.name!r} leaves its size open: {tensor.signature}. "
+                f"{device} takes static shapes only: export with a fixed size."
+            )
+    sides = [tensor for op in graph.ops for tensor in (*op.inputs, *op.outputs)]
+    kinds = {
+        tensor.dtype for tensor in sides if tensor is not None and not tensor.const
+    }
+    if integers and not kinds.intersection(integers):
+        raise ValueError(
+            f"The file works on {', '.join(sorted(kinds)) or 'nothing'}; {device} runs "
+            f"{' or '.join(integers)} only. Export it as tflite-int8."
+        )
 
 
 def _graph(model: Any, content: bytes) -> Graph:

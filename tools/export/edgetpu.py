@@ -32,7 +32,6 @@ from keras_lightnets.tools.export._edgetpu_rules import EIGHT_BIT, RULES, refusa
 from keras_lightnets.tools.export._flatbuffer import Graph, Op, Tensor
 
 COMPILER = "edgetpu_compiler"
-COMPILED = "edgetpu-custom-op"
 MAPPED = "Mapped to Edge TPU"
 DEPENDS = "More than one subgraph is not supported"
 # Inputs that set an output's size; one that is computed makes the size dynamic.
@@ -203,7 +202,8 @@ def verdict(
         One row per op, parameter bytes, inputs and outputs.
 
     Raises:
-        ValueError: If the file is missing, damaged or compiled already.
+        ValueError: If the file is missing, damaged, compiled already, works on floats
+            or leaves its size open.
         FileNotFoundError: If the compiler is asked for and not on the PATH.
 
     Example:
@@ -211,7 +211,7 @@ def verdict(
     """
     if not isinstance(source, (str, bytes, os.PathLike)):
         return _judge(graph_of(source))
-    result = _judge(_flatbuffer.read(source))
+    result = _judge(_flatbuffer.read(source), EIGHT_BIT)
     if compiler is None:
         compiler = shutil.which(COMPILER) is not None
     if not compiler:
@@ -220,12 +220,8 @@ def verdict(
     return dataclasses.replace(result, compiler=run_compiler(content, result))
 
 
-def _judge(graph: Graph) -> Verdict:
-    if any(op.custom_code == COMPILED for op in graph.ops):
-        raise ValueError(
-            "The file is compiled for the Edge TPU already: its operators are inside "
-            "one custom op. Pass the file from before the compiler."
-        )
+def _judge(graph: Graph, integers: Sequence[str] = ()) -> Verdict:
+    _flatbuffer.require_plain(graph, "the Edge TPU", integers)
     rows = _partition(graph)
     on_chip, streamed = _memory(graph, rows)
     io = {"inputs": graph.inputs, "outputs": graph.outputs}

@@ -6,6 +6,8 @@
 | tflite-float16 | float16 | float | LiteRT, half the size |
 | tflite-int8 | int8 | uint8, int8 or float | LiteRT, microcontrollers, NPUs |
 | edgetpu | int8 | uint8, int8 or float | input of the Edge TPU compiler |
+| ethosu | int8 | int8, uint8 or float | Arm Ethos-U; compiled files beside it |
+| tflite-micro | int8 | int8, uint8 or float | microcontrollers, TFLite Micro |
 
 A row holds all that makes a format differ from the others; nothing elsewhere asks for
 a format's name.
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from keras_lightnets import _errors
-from keras_lightnets.tools.export import edgetpu, postprocess
+from keras_lightnets.tools.export import edgetpu, ethosu, micro, postprocess
 from keras_lightnets.tools.export import verify as verifying
 from keras_lightnets.tools.export.artifact import (
     Artifact,
@@ -113,6 +115,23 @@ def _edgetpu(content: bytes) -> Finding:
     return Finding(verdict, (problem,))
 
 
+def _ethosu(content: bytes, target: str) -> Finding:
+    """Compile for one Ethos-U; the compiled file is written beside the model."""
+    compiled, found = ethosu.compile_file(content, target)
+    files = {ethosu.ending(target): compiled}
+    if found.all_mapped:
+        return Finding(found, files=files)
+    texts = [f"{row.op} {row.output!r}: {row.reason}" for row in found.cpu_ops[:3]]
+    problem = f"{len(found.cpu_ops)} ops are not on {target}: {'; '.join(texts)}"
+    return Finding(found, (problem,), files)
+
+
+def _micro(content: bytes) -> Finding:
+    """Run the file as a microcontroller does."""
+    found = micro.report(content)
+    return Finding(found, () if found.runs else (found.table(),))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Format:
     """One row of the table.
@@ -156,6 +175,8 @@ class Format:
 
 FLOAT_ENDS = ("float",)
 BYTE_ENDS = ("uint8", "int8", "float")
+# What kernels of microcontrollers work on needs no conversion.
+MICRO_ENDS = ("int8", "uint8", "float")
 
 FORMATS: Mapping[str, Format] = {
     "tflite-float32": Format(
@@ -182,6 +203,24 @@ FORMATS: Mapping[str, Format] = {
         runs_on="input of the Edge TPU compiler",
         make=functools.partial(_tflite, kind="int8", target="edgetpu"),
         verdicts={"edgetpu": _edgetpu},
+    ),
+    "ethosu": Format(
+        weights="int8",
+        io=MICRO_ENDS,
+        runs_on="Arm Ethos-U; compiled files beside it",
+        make=functools.partial(_tflite, kind="int8"),
+        verdicts={
+            target: functools.partial(_ethosu, target=target)
+            for target in ethosu.TARGETS
+        },
+    ),
+    "tflite-micro": Format(
+        weights="int8",
+        io=MICRO_ENDS,
+        runs_on="microcontrollers, TFLite Micro",
+        make=functools.partial(_tflite, kind="int8"),
+        postprocess=False,
+        verdicts={"micro": _micro},
     ),
 }
 
