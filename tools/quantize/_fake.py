@@ -156,8 +156,7 @@ def _folded_call(tf: Any, layer: Any, inputs: Any) -> Any:
     elif layer.quantised is not None:
         kernel, bias = layer.quantised, fold_bias(tf, layer)
     else:
-        # Until the toolkit has wrapped the layer, only its output's shape counts;
-        # the toolkit builds the graph four times.
+        # While the model is built without wrappers, only the output's shape counts.
         kernel, bias = layer.kernel, None
     final = layer.constants is not None
     y = _convolve(tf, layer.kind, inputs, kernel, layer.options, final)
@@ -189,6 +188,9 @@ def _folded_layer() -> Any:
 
         def call(self, inputs: Any) -> Any:
             return _folded_call(tf, self, inputs)
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return (shape[0], *self.options["output_shape"])
 
         def get_config(self) -> dict[str, Any]:
             own = {"kind": self.kind, "options": self.options, "axis": self.axis}
@@ -326,40 +328,6 @@ def _config() -> Any:
     return Explicit
 
 
-@functools.cache
-def scheme() -> Any:
-    """Return a scheme that leaves the graph alone: the plan decides everything."""
-    from tensorflow_model_optimization.python.core.quantization.keras import (
-        quantize_layout_transform as layout,
-    )
-    from tensorflow_model_optimization.python.core.quantization.keras import (
-        quantize_registry as registry,
-    )
-    from tensorflow_model_optimization.python.core.quantization.keras import (
-        quantize_scheme,
-    )
-
-    class Unchanged(layout.QuantizeLayoutTransform):
-        def apply(self, model: Any, layer_quantize_map: Any) -> Any:
-            return model, layer_quantize_map
-
-    class Nothing(registry.QuantizeRegistry):
-        def supports(self, layer: Any) -> bool:
-            return False
-
-        def get_quantize_config(self, layer: Any) -> Any:
-            return None
-
-    class Planned(quantize_scheme.QuantizeScheme):
-        def get_layout_transformer(self) -> Any:
-            return Unchanged()
-
-        def get_quantize_registry(self) -> Any:
-            return Nothing()
-
-    return Planned()
-
-
 def layer_of(step: Step, rule: Rule, default: Callable[[Step], Any]) -> Any:
     """Make the trainable layer of a step, without its weights."""
     if step.kind == "identity":
@@ -392,18 +360,13 @@ def weights_of(step: Step) -> dict[str, np.ndarray]:
     return {**first, **{k: v for k, v in arrays.items() if k in last}}
 
 
-def annotate(layer: Any, rule: Rule) -> Any:
-    """Put a rule on a layer through the toolkit."""
+def wrap(layer: Any, rule: Rule) -> Any:
+    """Put a rule on a layer: the toolkit's wrapper, or the layer where nothing rounds.
+
+    The toolkit's own `quantize_apply` ends in the same, after building the model three
+    times more.
+    """
     if rule.kernel is None and rule.output is None:
         return layer
     config = custom()["Explicit"](rule.kernel is not None, rule.output)
-    return toolkit().quantize_annotate_layer(layer, config)
-
-
-def apply(model: Any) -> Any:
-    """Turn an annotated model into one that emulates int8."""
-    from keras_lightnets.tools.quantize import _layers
-
-    tk = require("tf_keras", "qat")
-    with tk.utils.custom_object_scope({**custom(), **_layers.custom()}):
-        return _layers.untransformed(toolkit().quantize_apply)(model, scheme())
+    return toolkit().QuantizeWrapperV2(layer, config)

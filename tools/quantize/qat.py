@@ -218,15 +218,9 @@ def prepare(source: Any, calibration: Iterable[Any] | None) -> QatModel:
 
     def make(step: Step) -> tuple[Any, Any]:
         layer = _fake.layer_of(step, chosen[step.name], _layers.build)
-        return layer, _fake.annotate(layer, chosen[step.name])
+        return layer, _fake.wrap(layer, chosen[step.name])
 
-    annotated, _ = bridge.emit(graph, make, _fake.weights_of)
-    model = _fake.apply(annotated)
-    inner = {}
-    for layer in model.layers:
-        layer = getattr(layer, "layer", layer)
-        inner[layer.name] = layer
-    layers = {step.name: inner[step.shared or step.name] for step in graph}
+    model, layers = bridge.emit(graph, make, _fake.weights_of)
     made = QatModel(model, graph, layers, chosen)
     if calibration is not None:
         calibrate(made, calibration)
