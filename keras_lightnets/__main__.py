@@ -296,6 +296,10 @@ def fuse(
         bool,
         typer.Option("--branches", help="Only merge branches, as authors publish."),
     ] = False,
+    residuals: Annotated[
+        bool,
+        typer.Option("--residuals", help="Merge residual connections too (RMNet)."),
+    ] = False,
     rounds: Annotated[int, typer.Option(help="Timed runs; 0: none.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -303,7 +307,7 @@ def fuse(
     _load_keras()
     from keras_lightnets.tools.fuse.report import fuse_file
 
-    found = fuse_file(file, out, norms=not branches, rounds=rounds)
+    found = fuse_file(file, out, norms=not branches, residuals=residuals, rounds=rounds)
     if as_json:
         _emit(found.json())
     else:

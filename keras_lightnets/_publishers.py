@@ -53,8 +53,10 @@ def timm_hub(
     licence: str = "Apache-2.0",
     top1: float | None = None,
     source: str = "trained by Ross Wightman",
+    tag: str = "",
+    file: str = "",
 ) -> Weights:
-    """Describe a file that timm has on Hugging Face only.
+    """Describe a file that timm has on Hugging Face, and maybe in a release too.
 
     Args:
         name: Network and tag, such as "skresnet18.ra_in1k".
@@ -62,13 +64,18 @@ def timm_hub(
         licence: SPDX name, or the publisher's words.
         top1: ImageNet top-1 in percent, or None.
         source: Who trained the weights, in words.
+        tag: Name to pass as `weights=`; that of timm when not given.
+        file: Release and file name without ending of the same weights on GitHub,
+            whose last eight characters are its hash; the hub announces its own.
 
     Returns:
         The weights, in layout "timm".
     """
+    url = f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"
     return Weights(
-        tag=name.rpartition(".")[2],
-        url=f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors",
+        tag=tag or name.rpartition(".")[2],
+        url=f"{url} | {TIMM}/{file}.pth" if file else url,
+        hash=f"sha256:{file[-8:]}" if file else "",
         layout="timm",
         licence=licence,
         preprocessing=rule,

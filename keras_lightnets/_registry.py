@@ -43,6 +43,7 @@ FAMILIES = (
     "res2net",
     "resnet",
     "resnext",
+    "rm_repvgg",
     "rmnext",
     "senet",
     "shufflenet_v1",

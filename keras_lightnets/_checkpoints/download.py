@@ -41,7 +41,7 @@ _PASSING_ERRORS = (
 )
 _LEAST_HASH = 6
 _GENERIC = ("model", "pytorch_model", "checkpoint", "weights", "state_dict", "best")
-_ALGORITHMS = ("sha256", "sha1", "md5")
+_ALGORITHMS = ("sha256", "sha1", "md5", "git")
 
 _log = logging.getLogger("keras_lightnets")
 
@@ -109,9 +109,9 @@ def mismatch(path: pathlib.Path, expected: str) -> str:
 
     Args:
         path: The file.
-        expected: "sha256:HEX", "sha1:HEX" or "md5:HEX", in full or the published
-            prefix; empty where the publisher gives none. The hash of the checkpoint
-            in a .pth.zip counts too.
+        expected: "sha256:HEX", "sha1:HEX", "md5:HEX" or "git:HEX", in full or the
+            published prefix; empty where the publisher gives none. The hash of the
+            checkpoint in a .pth.zip counts too, but for git's.
 
     Returns:
         What is wrong, or "".
@@ -127,12 +127,12 @@ def mismatch(path: pathlib.Path, expected: str) -> str:
     ):
         raise WeightsError(
             f"The published hash {expected!r} is malformed; it must be 'sha256:HEX', "
-            f"'sha1:HEX' or 'md5:HEX' with at least {_LEAST_HASH} digits."
+            f"'sha1:HEX', 'md5:HEX' or 'git:HEX' with at least {_LEAST_HASH} digits."
         )
     found = readers.digest(path, algorithm)
     if found.startswith(wanted):
         return ""
-    inner = readers.inner_digest(path, algorithm)
+    inner = None if algorithm == "git" else readers.inner_digest(path, algorithm)
     if inner is not None and inner.startswith(wanted):
         return ""
     return f"{algorithm} {wanted} was published, but the file has {found}"

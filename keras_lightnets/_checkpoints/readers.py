@@ -99,7 +99,13 @@ def read(path: pathlib.Path) -> Checkpoint:
 
 
 def digest(path: pathlib.Path, algorithm: str = "sha256") -> str:
-    """Return a file's hash, in hexadecimal."""
+    """Return a file's hash, in hexadecimal; "git": that of a git repository."""
+    if algorithm == "git":
+        state = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                state.update(chunk)
+        return state.hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
 

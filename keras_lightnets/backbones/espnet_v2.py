@@ -81,16 +81,28 @@ TORCH_RULE = dataclasses.replace(IMAGENET, interpolation="bilinear")
 AUTHORS = (("image_stages", (2, 3, 4)),)
 
 
+# One commit of the authors' repository, and its objects by scale.
+COMMIT = "2b232d3f7fb60658755dad1ebca0ffc895cc795e"
+OBJECTS = {
+    "0.5": "12249b9cf29a722a5efe0ee73002b67854b410cf",
+    "1.0": "78c1bad0c94004d8328578e7cd5db8ab764bf8fd",
+    "1.25": "96e4554599ea2099e84f14908036a640ab39598b",
+    "1.5": "a33e1727856bc929cc00ef497df2befcc575f4d9",
+    "2.0": "2ff6a4b97c21f24816826fd9917215b38351d337",
+}
+
+
 def _weights(
     scale: str, release: str, file: str, sha1: str, top1: float
 ) -> tuple[Weights, ...]:
     """Describe pytorchcv's file of a variant and the authors', whose top-1 it is."""
-    folder = "https://github.com/sacmehta/EdgeNets/raw/master/model/classification"
+    folder = f"https://github.com/sacmehta/EdgeNets/raw/{COMMIT}/model/classification"
     return (
         pytorchcv(release, file, sha1, TORCH_RULE),
         Weights(
             tag="authors_in1k",
             url=f"{folder}/model_zoo/espnetv2/espnetv2_s_{scale}_imagenet_224x224.pth",
+            hash=f"git:{OBJECTS[scale]}",
             format="pth",
             layout="authors",
             licence="MIT",

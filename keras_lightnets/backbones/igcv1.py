@@ -90,11 +90,16 @@ RULE = Preprocessing(
     interpolation="bilinear",
 )
 
-# One commit, since the authors give no hash.
+# One commit, and the names of its objects, since the authors give no hash.
 HOST = (
     "https://raw.githubusercontent.com/hellozting/InterleavedGroupConvolutions/"
     "2871fdbd2343982ea1ee2460fc26bccba7d40ec9/models"
 )
+OBJECTS = {
+    "L100M2": "1dee63a039d71a5bbe0ada0343372534538e7bd8",
+    "L16M16": "a96f44a0f7ae49241351efc451195e4fdf4d0bfc",
+    "L4M32": "e13f33740800f06378006b90da35d8edc971eabf",
+}
 
 
 def _spec(
@@ -104,6 +109,7 @@ def _spec(
     weights = Weights(
         tag="authors_in1k",
         url=f"{HOST}/IGC-{partitions}_ImageNet/{file}",
+        hash=f"git:{OBJECTS[partitions]}",
         format="params",
         layout="mxnet",
         licence="none stated",

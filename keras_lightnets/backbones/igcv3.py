@@ -94,13 +94,14 @@ def _weights(release: str, file: str, sha1: str) -> tuple[Weights, ...]:
     return (_publishers.pytorchcv(release, f"igcv3_{file}", sha1, RULE),)
 
 
-# One commit, since the authors give no hash.
+# One commit, and the name of its object, since the authors give no hash.
 AUTHORS_WEIGHTS = Weights(
     tag="authors_in1k",
     url=(
         "https://raw.githubusercontent.com/homles11/IGCV3/"
         "83aba2f34702836cc1b82350163909034cd9b553/models/igcv3-0000.params"
     ),
+    hash="git:c4b0a995619676b526f41669d0fbff8886a79943",
     format="params",
     layout="mxnet",
     licence="none stated",

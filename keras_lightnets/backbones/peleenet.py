@@ -89,9 +89,10 @@ WEIGHTS = (
     Weights(
         tag="authors_in1k",
         url=(
-            "https://github.com/Robert-JunWang/PeleeNet/raw/master/weights/"
-            "peleenet_acc7208.pth.tar"
+            "https://github.com/Robert-JunWang/PeleeNet/raw/"
+            "05e928adb7387d54b48373583ee4430a28966599/weights/peleenet_acc7208.pth.tar"
         ),
+        hash="git:e1500c6ebf591dc7cabe9b59852a686b160e8692",
         format="pth",
         layout="authors",
         licence="Apache-2.0",

@@ -10,8 +10,9 @@ from keras_lightnets._application import Family, make_application, make_preproce
 from keras_lightnets._blocks import Block, StageRow, expand_rows
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
+from keras_lightnets._publishers import CONVERTED, timm_hub
 from keras_lightnets._residual import TORCH_RULE
-from keras_lightnets._spec import ModelSpec, Preprocessing, Weights
+from keras_lightnets._spec import ModelSpec, Preprocessing
 
 __all__ = [
     "RepVGGA0",
@@ -74,21 +75,34 @@ class RepVGGSpec(ModelSpec):
         return self.weights[0].preprocessing if self.weights else TORCH_RULE
 
 
+# Variant -> hash of its file in timm's release; the others are on the hub only.
+RELEASED = {
+    "a2": "c1ee6d2b",
+    "b0": "80ac3f1b",
+    "b1": "77ca2989",
+    "b1g4": "abde5d92",
+    "b2": "25b7494e",
+    "b2g4": "165a85f2",
+    "b3": "199bc50d",
+    "b3g4": "73c370bf",
+}
+
+
 def _spec(
     variant: str, rows: tuple[StageRow, ...], top1: float | None, **changes: Any
 ) -> RepVGGSpec:
     """Describe a variant, such as "a0"."""
-    file = f"repvgg_{variant}.rvgg_in1k"
     size = changes.get("default_size", 224)
     crop = TORCH_RULE.crop if size == 224 else 1.0
-    weights = Weights(
+    released = RELEASED.get(variant, "")
+    weights = timm_hub(
+        f"repvgg_{variant}.rvgg_in1k",
+        dataclasses.replace(TORCH_RULE, size=size, crop=crop),
+        "MIT",
+        top1,
+        CONVERTED,
         tag="timm_in1k",
-        url=f"https://huggingface.co/timm/{file}/resolve/main/model.safetensors",
-        layout="timm",
-        licence="MIT",
-        preprocessing=dataclasses.replace(TORCH_RULE, size=size, crop=crop),
-        top1=top1,
-        source=f"timm {file}, converted from the authors' checkpoint",
+        file=f"v0.1-repvgg-weights/repvgg_{variant}-{released}" if released else "",
     )
     return RepVGGSpec(
         name=f"repvgg_{variant}",
@@ -152,7 +166,8 @@ def _block(
     dilation: int = 1,
     identity: bool = False,
 ) -> Any:
-    x = layers.rep_conv(x, filters, spec, name, stride, groups, dilation, identity)
+    kept = x if identity else None
+    x = layers.rep_conv(x, filters, spec, name, stride, groups, dilation, kept)
     if spec.se:
         x = layers.squeeze_excite(x, round(filters * spec.se), name, gate="sigmoid")
     return layers.activate(x, "relu", f"{name}_add")

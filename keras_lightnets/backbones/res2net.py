@@ -45,11 +45,30 @@ class Res2NetSpec(ResidualSpec):
     reference: str = "Gao et al. 2019, Res2Net, https://arxiv.org/abs/1904.01169"
 
 
+# Network -> file of timm's release.
+RELEASED = {
+    "res2net50_26w_4s": "res2net50_26w_4s-06e79181",
+    "res2net50_48w_2s": "res2net50_48w_2s-afed724a",
+    "res2net50_14w_8s": "res2net50_14w_8s-6527dddc",
+    "res2net50_26w_6s": "res2net50_26w_6s-19041792",
+    "res2net50_26w_8s": "res2net50_26w_8s-2c7c9f12",
+    "res2net101_26w_4s": "res2net101_26w_4s-02a759a1",
+    "res2next50": "res2next50_4s-6ef7e7bf",
+}
+
+
 def _spec(
     name: str, function: str, file: str, top1: float, **fields: Any
 ) -> Res2NetSpec:
-    depth = 23 if "101" in name else 6
-    weights = timm_hub(f"{file}.in1k", TORCH_RULE, "none stated", top1, CONVERTED)
+    depth, release = (23 if "101" in name else 6), RELEASED.get(file, "")
+    weights = timm_hub(
+        f"{file}.in1k",
+        TORCH_RULE,
+        "none stated",
+        top1,
+        CONVERTED,
+        file=f"v0.1-res2net/{release}" if release else "",
+    )
     return Res2NetSpec(
         name=name,
         function=function,

@@ -87,7 +87,7 @@ def build(spec: RMNeXtSpec, x: Any, output_stride: int) -> dict[str, Any]:
     for i in (1, 2):
         step, _ = stride.step(2)
         name, count = f"stem_{i}", spec.channels(spec.stem)
-        x = layers.rep_conv(x, count, spec, name, step, identity=False)
+        x = layers.rep_conv(x, count, spec, name, step)
         x = maps[f"c{i}"] = layers.activate(x, "relu", f"{name}_add")
     for block in _blocks(spec):
         x = maps[f"c{block.row.stage}"] = _unit(x, block, spec, stride)

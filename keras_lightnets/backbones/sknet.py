@@ -66,7 +66,11 @@ def _spec(
     )
 
 
-def _basic(depth: int, repeats: tuple[int, ...]) -> SKNetSpec:
+def _timm_file(name: str, file: str) -> Weights:
+    return timm_hub(f"{name}.ra_in1k", IMAGENET, file=f"v0.1-weights/{file}")
+
+
+def _basic(depth: int, repeats: tuple[int, ...], file: str) -> SKNetSpec:
     return SKNetSpec(
         name=f"sk_resnet{depth}",
         function=f"SKResNet{depth}",
@@ -78,16 +82,21 @@ def _basic(depth: int, repeats: tuple[int, ...]) -> SKNetSpec:
         reduction=8,
         least=16,
         split=True,
-        weights=(timm_hub(f"skresnet{depth}.ra_in1k", IMAGENET),),
+        weights=(_timm_file(f"skresnet{depth}", file),),
     )
 
 
 SPECS = (
-    _spec(50, (3, 4, 6, 3), 79.21, timm_hub("skresnext50_32x4d.ra_in1k", IMAGENET)),
+    _spec(
+        50,
+        (3, 4, 6, 3),
+        79.21,
+        _timm_file("skresnext50_32x4d", "skresnext50_ra-f40e40bf"),
+    ),
     _spec(101, (3, 4, 23, 3), 79.81),
     _spec(152, (3, 8, 36, 3), None),
-    _basic(18, (2, 2, 2, 2)),
-    _basic(34, (3, 4, 6, 3)),
+    _basic(18, (2, 2, 2, 2), "skresnet18_ra-4eec2804"),
+    _basic(34, (3, 4, 6, 3), "skresnet34_ra-bdc0ccde"),
 )
 
 

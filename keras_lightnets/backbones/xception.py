@@ -103,17 +103,17 @@ def _rule(crop: float) -> Preprocessing:
     return Preprocessing(size=299, crop=crop)
 
 
-def _timm(name: str, tag: str, crop: float = 0.903) -> Weights:
-    file = f"{name}.{tag}"
-    return Weights(
-        tag=f"timm_{tag}",
-        url=f"https://huggingface.co/timm/{file}/resolve/main/model.safetensors",
-        layout="timm",
-        licence="Apache-2.0",
-        preprocessing=_rule(crop),
-        source=f"timm {file}, "
-        + (_publishers.CONVERTED if tag == "tf_in1k" else "trained by Ross Wightman"),
+def _timm(name: str, file: str) -> Weights:
+    return _publishers.timm_hub(
+        f"{name}.tf_in1k",
+        _rule(0.903),
+        source=_publishers.CONVERTED,
+        tag="timm_tf_in1k",
+        file=f"v0.1-weights/{file}",
     )
+
+
+_RA3 = _publishers.timm_hub("xception65.ra3_in1k", _rule(0.94), tag="timm_ra3_in1k")
 
 
 def _deeplab(name: str, rows: tuple[Row, ...], *weights: Weights) -> XceptionSpec:
@@ -165,14 +165,20 @@ SPECS = (
             ),
         ),
     ),
-    _deeplab("xception41", _aligned(ENTRY, 8), _timm("xception41", "tf_in1k")),
+    _deeplab(
+        "xception41", _aligned(ENTRY, 8), _timm("xception41", "tf_xception_41-e6439c97")
+    ),
     _deeplab(
         "xception65",
         _aligned(ENTRY, 16),
-        _timm("xception65", "ra3_in1k", 0.94),
-        _timm("xception65", "tf_in1k"),
+        _RA3,
+        _timm("xception65", "tf_xception_65-c9ae96e8"),
     ),
-    _deeplab("xception71", _aligned(LONG_ENTRY, 16), _timm("xception71", "tf_in1k")),
+    _deeplab(
+        "xception71",
+        _aligned(LONG_ENTRY, 16),
+        _timm("xception71", "tf_xception_71-8eec7df1"),
+    ),
 )
 
 

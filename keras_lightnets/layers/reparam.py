@@ -26,7 +26,7 @@ def rep_conv(
     stride: int = 1,
     groups: int = 1,
     dilation: int = 1,
-    identity: bool = True,
+    identity: Any = None,
 ) -> Any:
     """Add a 3x3 convolution, a 1x1 one and the input, each normalised.
 
@@ -41,7 +41,8 @@ def rep_conv(
         stride: Stride in both directions.
         groups: Channel groups of both convolutions.
         dilation: Dilation of the 3x3 convolution.
-        identity: Whether the input is added too; it must have the output's shape.
+        identity: What is normalised and added too: the input, or those of its
+            channels that stand where the outputs do. None for nothing.
 
     Returns:
         Tensor of shape (batch, ceil(height / stride), ceil(width / stride), filters).
@@ -53,8 +54,8 @@ def rep_conv(
         conv_bn(x, filters, 3, spec, f"{name}_dense", stride, groups, dilation),
         conv_bn(x, filters, 1, spec, f"{name}_point", stride, groups),
     ]
-    if identity:
-        branches.append(normalise(x, spec, f"{name}_identity"))
+    if identity is not None:
+        branches.append(normalise(identity, spec, f"{name}_identity"))
     return layers.Add(name=f"{name}_add")(branches)
 
 

@@ -193,6 +193,16 @@ def test_file_without_published_hash_is_watched(server):
     assert download.obtain(entry(server, hash="")).read_bytes() == CONTENT
 
 
+def test_name_of_an_object_in_a_repository(tmp_path):
+    """What `git hash-object` prints for a file that holds "what is up, doc?"."""
+    path = tmp_path / "net.pth"
+    path.write_bytes(b"what is up, doc?")
+    named = "git:bd9dbf5aae1a3862dd1526723246b20206e5fc37"
+    assert download.mismatch(path, named) == ""
+    path.write_bytes(b"what is up, doc!")
+    assert "git bd9dbf" in download.mismatch(path, named)
+
+
 def test_sha1_of_the_checkpoint_inside_a_zip(server, tmp_path):
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         archive.writestr("net.pth", b"tensors")

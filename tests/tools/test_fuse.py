@@ -423,6 +423,29 @@ def test_command_line(tmp_path):
     assert "another .keras file" in str(result.exception)
 
 
+def test_command_line_takes_out_residuals(tmp_path):
+    image = keras.Input((8, 8, 4))
+    y = layers.Conv2D(6, 3, padding="same", use_bias=False, name="a_conv")(image)
+    y = layers.ReLU(name="a_act")(BatchNormalization(name="a_bn")(y))
+    y = layers.Conv2D(4, 3, padding="same", name="b_conv")(y)
+    x = layers.Add(name="b_add")([image, y])
+    y = layers.MaxPooling2D(3, 1, padding="same", name="c_pool")(x)
+    model = randomise(keras.Model(image, layers.Add(name="c_add")([x, y])))
+    model.save(tmp_path / "model.keras")
+    paths = [str(tmp_path / name) for name in ("model.keras", "plain.keras")]
+    arguments = ["fuse", paths[0], "-o", paths[1], "--residuals", "--rounds", "2"]
+    shown = CliRunner().invoke(app, arguments).stdout
+    for text in ("b_add: a_conv + a_act + b_conv (2 branches)", "latency ms"):
+        assert text in shown
+    assert "c_add stays: no summand is a chain of convolutions" in shown
+    plain = keras.saving.load_model(paths[1])
+    assert kinds(plain) == ["Conv2D", "Conv2D", "Add"]
+    for ours, theirs in zip(outputs(plain), outputs(model), strict=True):
+        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    result = CliRunner().invoke(app, [*arguments, "--branches"])
+    assert "Leave one of them out" in str(result.exception)
+
+
 def test_only_functional_models():
     class Own(keras.Model):
         pass

@@ -151,6 +151,7 @@ def test_a_plain_relu_becomes_a_prelu_with_slopes():
         ("resnet18", 32, 2),
         ("mobilenet_v2_035", 32, 3),
         pytest.param("resnet_cifar_20_projection", 32, 3, marks=pytest.mark.full),
+        pytest.param("resnet_cifar_20", 32, 3, marks=pytest.mark.full),
         pytest.param("resnet50", 64, 4, marks=pytest.mark.full),
         pytest.param("mobilenet_v2_035", 64, 7, marks=pytest.mark.full),
         pytest.param("rmnext41_5x16", 64, 4, marks=pytest.mark.full),

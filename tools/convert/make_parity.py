@@ -51,6 +51,8 @@ class Case:
             that of what it normalises (one number per layer, stored), so that any
             depth keeps the signal's size.
         bgr: Whether the reference takes blue, green, red.
+        apart: How far the two images' outputs must be apart, as a share of the
+            largest value; deep stacks of ReLU without shortcuts bring them together.
     """
 
     model: str
@@ -62,6 +64,7 @@ class Case:
     gain: float = 2.0
     calibrated: bool = False
     bgr: bool = False
+    apart: float = 0.05
 
     @property
     def name(self) -> str:
@@ -433,7 +436,7 @@ def make(case: Case, folder: pathlib.Path = FOLDER) -> pathlib.Path:
             "%s %s %s largest %.3g std %.3g, images differ by %.3g",
             *(case.name, level, array.shape, most, array.std(), apart),
         )
-        if not apart > 0.05 * most:
+        if not apart > case.apart * most:
             raise ValueError(f"{level} of {case.name} hardly depends on the image")
         stored[level] = sample(array)
         stored[f"{level}_shape"] = np.asarray(array.shape)

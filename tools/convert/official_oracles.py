@@ -125,8 +125,9 @@ def _nexception(place: pathlib.Path, name: str) -> Any:
 
 
 def _rmnet(place: pathlib.Path, name: str) -> Any:
-    """Build an RMNeXt by the name of its function."""
-    return getattr(_load(place / "models" / "rmnext.py"), name)()
+    """Build an RMNeXt, or a RepVGG such as "rmrep_21", by its function's name."""
+    file = "rmnext.py" if name.startswith("rmnext") else "rmrepvgg.py"
+    return getattr(_load(place / "models" / file), name)()
 
 
 def _repvgg(place: pathlib.Path, name: str) -> Any:

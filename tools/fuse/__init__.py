@@ -149,4 +149,6 @@ def _norm_reason(graph: Graph, step: Step) -> str:
     if before.config["linear"].activation:
         return f"{name} before it has an activation"
     others = [r for r in graph.consumers()[name] if r != step.name]
-    return f"{name} is also read by {', '.join(others)}" if others else ""
+    if others:
+        return f"{name} is also read by {', '.join(others)}"
+    return f"folded into what is before {name}, it would need more multiplications"

@@ -136,11 +136,12 @@ def as_linear(layer: Any, shape: tuple[int | None, ...]) -> Linear | None:
     Returns:
         The linear step; None for what is no linear layer on channels last.
     """
-    rule = _RULES.get(type(layer).__name__)
-    known = len(shape) in (2, 4) and shape[-1] is not None
     form = getattr(layer, "data_format", "channels_last")
+    rules = _RULES if form == "channels_last" else _CHANNEL_RULES
+    rule = rules.get(type(layer).__name__)
+    known = len(shape) in (2, 4) and shape[-1] is not None
     integers = getattr(layer, "quantization_mode", None)
-    if rule is None or not known or form != "channels_last" or integers:
+    if rule is None or not known or integers:
         return None
     operator = rule(layer, shape)
     if operator is None:
@@ -214,12 +215,36 @@ def _zeros(layer: Any, shape: Any) -> Operator | None:
     return _operator.identity(int(shape[-1]), ((top, bottom), (left, right)))
 
 
+def _cut(layer: Any, shape: Any) -> Operator | None:
+    """Return cropping that, read as channels first, cuts channels alone."""
+    rows, (first, last) = layer.cropping
+    channels = int(shape[-1])
+    if rows != (0, 0):
+        return None
+    return _operator.choice(np.eye(channels)[:, first : channels - last])
+
+
+def _filled_up(layer: Any, shape: Any) -> Operator | None:
+    """Return padding that, read as channels first, adds channels of zeros alone."""
+    rows, channels = layer.padding
+    if rows != (0, 0):
+        return None
+    return _operator.choice(np.pad(np.eye(int(shape[-1])), ((0, 0), channels)))
+
+
 def _mean(layer: Any, shape: Any) -> Operator | None:
     """Return average pooling where no window reaches over the border."""
     size = tuple(layer.pool_size)
     if _padding(layer, shape, size) != _operator.NO_PADS:
         return None
     return _operator.mean(size, tuple(layer.strides), int(shape[-1]))
+
+
+def _thinned(layer: Any, shape: Any) -> Operator | None:
+    """Return max pooling of windows of one cell: every so-manieth one is taken."""
+    alone = tuple(layer.pool_size) == (1, 1)
+    strides, channels = tuple(layer.strides), int(shape[-1])
+    return _operator.mean((1, 1), strides, channels) if alone else None
 
 
 _RULES: dict[str, Callable[[Any, Any], Operator | None]] = {
@@ -229,6 +254,12 @@ _RULES: dict[str, Callable[[Any, Any], Operator | None]] = {
     "BatchNormalization": _norm,
     "ZeroPadding2D": _zeros,
     "AveragePooling2D": _mean,
+    "MaxPooling2D": _thinned,
+}
+# Plain layers that cut and pad channels, as keras_lightnets.layers uses them.
+_CHANNEL_RULES: dict[str, Callable[[Any, Any], Operator | None]] = {
+    "Cropping2D": _cut,
+    "ZeroPadding2D": _filled_up,
 }
 
 

@@ -84,6 +84,11 @@ def affine(gain: np.ndarray, shift: np.ndarray) -> Operator:
     return Operator(gain.reshape(1, 1, 1, -1), shift.reshape(-1), gain.size)
 
 
+def choice(kernel: np.ndarray) -> Operator:
+    """Return the operator that takes channels as (input, output) ones say."""
+    return Operator(kernel[None, None], np.zeros(kernel.shape[1]))
+
+
 def mean(size: Pair, strides: Pair, channels: int) -> Operator:
     """Return the operator that averages windows that lie inside the input."""
     kernel = np.full((*size, 1, channels), 1.0 / math.prod(size))

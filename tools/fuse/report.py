@@ -81,6 +81,7 @@ def fuse_file(
     out: str | os.PathLike[str],
     *,
     norms: bool = True,
+    residuals: bool = False,
     rounds: int = ROUNDS,
 ) -> Comparison:
     """Fuse a saved model, save the result, and compare both.
@@ -89,16 +90,20 @@ def fuse_file(
         file: A .keras file of a functional model.
         out: Where the fused model goes, another .keras file.
         norms: As given to `fuse`.
+        residuals: Whether residual connections are merged too, by
+            `reserve.merge_residuals`; normalisations are folded then.
         rounds: Timed runs of either model, in turns; 0 for none.
 
     Returns:
         The comparison.
 
     Raises:
-        ValueError: If a name is not legal or the model is not functional.
+        ValueError: If a name is not legal, the model is not functional, or both
+            `residuals` and not `norms` are asked for.
         OSError: If a file cannot be read or written.
     """
     from keras_lightnets import load_model
+    from keras_lightnets.tools.fuse import reserve
 
     file, out = Path(file), Path(out)
     if out.suffix != ".keras" or out.resolve() == file.resolve():
@@ -108,19 +113,28 @@ def fuse_file(
         )
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file}. Pass a saved .keras model.")
+    if residuals and not norms:
+        raise ValueError(
+            "Residual connections are merged once normalisations are folded. "
+            "Received: residuals=True, norms=False. Leave one of them out."
+        )
     model = load_model(file)
-    found = compare(model, fused := fuse(model, norms=norms), norms, rounds)
+    if residuals:
+        fused, planned = reserve.merge_residuals(model), reserve.plan(model)
+    else:
+        fused, planned = fuse(model, norms=norms), plan(model, norms=norms)
+    found = compare(model, fused, planned, rounds)
     fused.save(out)
     return found
 
 
-def compare(model: Any, fused: Any, norms: bool = True, rounds: int = 0) -> Comparison:
+def compare(model: Any, fused: Any, planned: Plan, rounds: int = 0) -> Comparison:
     """Measure a model and its fused form.
 
     Args:
         model: The model.
-        fused: What `fuse` made of it.
-        norms: As given to `fuse`.
+        fused: What `fuse` or `reserve.merge_residuals` made of it.
+        planned: What their `plan` says of it.
         rounds: Timed runs of either model, in turns; 0 for none.
 
     Returns:
@@ -140,7 +154,7 @@ def compare(model: Any, fused: Any, norms: bool = True, rounds: int = 0) -> Comp
         before,
         after,
         _difference(model, fused) if known else None,
-        plan(model, norms=norms),
+        planned,
         note,
     )
 

@@ -7,6 +7,7 @@ others, and the last one adds them: what is left is a plain stack of convolution
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -33,23 +34,26 @@ class _Branch:
         add: Name of the addition.
         source: Tensor that the branch and the shortcut read.
         chain: Names of its steps, in order: linear ones and activations.
-        shortcut: Name of the projection, or "" for the source itself.
+        shortcut: Names of the linear steps of the shortcut, in order; none where it
+            is the source itself.
     """
 
     add: str
     source: str
     chain: tuple[str, ...]
-    shortcut: str
+    shortcut: tuple[str, ...]
 
 
 def merge_residuals(model: Any) -> Any:
     """Return a model without residual connections that computes the same.
 
     Normalisations are folded and parallel branches merged first, as `fuse` does. A
-    shortcut with a convolution is merged into the branch's last one. Activations
-    leave the carried channels as they are: a ReLU does where they are not negative
-    anyway; otherwise it becomes a PReLU with slope 1 for them, and an activation
-    that would cap them, such as ReLU6, is applied to the other channels alone.
+    shortcut that projects, or thins out and pads, is merged into the branch's last
+    convolution. What is concatenated of a tensor's channels and of a convolution of
+    it becomes one convolution too, as RMNet's RepVGG is deployed. Activations leave
+    carried channels as they are: a ReLU does where they are not negative anyway;
+    otherwise it becomes a PReLU with slope 1 for them, and an activation that would
+    cap them, such as ReLU6, is applied to the other channels alone.
 
     Convolutions become wider, so the result has more weights and multiplications:
     it is for what needs plain stacks, such as pruning without constraints, or
@@ -110,8 +114,8 @@ def _rewrite(graph: Graph) -> Plan:
         except InexactError as error:
             kept.append(Kept(name, str(error)))
             continue
-        layers = (*branch.chain, branch.shortcut) if branch.shortcut else branch.chain
-        merged.append(Fusion(name, layers, 2))
+        merged.append(Fusion(name, (*branch.chain, *branch.shortcut), 2))
+    merged += _stack(graph)
     return Plan(tuple(merged), tuple(kept))
 
 
@@ -123,10 +127,14 @@ def _take_in_pads(graph: Graph) -> None:
         before = graph.steps.get(step.inputs[0]) if step.inputs else None
         if before is None or not _plain(step, shared) or not _plain(before, shared):
             continue
-        if _linear(graph, before.name).weighted or not _alone(graph, before.name):
+        first = _linear(graph, before.name)
+        cuts = first.operator.groups < first.operator.inputs
+        if first.weighted or cuts or not _linear(graph, name).weighted:
+            continue
+        if not _alone(graph, before.name):
             continue
         try:
-            joined = _rules.join(_linear(graph, before.name), _linear(graph, name))
+            joined = _rules.join(first, _linear(graph, name))
         except InexactError:
             continue
         step.inputs, step.config = before.inputs, {"linear": joined}
@@ -153,12 +161,18 @@ def _branch(graph: Graph, step: Step) -> _Branch:
     return max(found, key=lambda branch: len(branch.chain))
 
 
-def _sources(graph: Graph, name: str, shared: set[str]) -> list[tuple[str, str]]:
-    """Return what a shortcut may be: (source, projection or "")."""
-    found = [(name, "")]
-    step = graph.steps.get(name)
-    if step is not None and _plain(step, shared) and _alone(graph, name):
-        found.append((step.inputs[0], name))
+def _sources(
+    graph: Graph, name: str, shared: set[str]
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Return what a shortcut may be: (source, linear steps behind it, in order)."""
+    steps: tuple[str, ...] = ()
+    found = [(name, steps)]
+    while name in graph.steps and _alone(graph, name):
+        step = graph.steps[name]
+        if not _plain(step, shared):
+            break
+        steps, name = (name, *steps), step.inputs[0]
+        found.append((name, steps))
     return found
 
 
@@ -220,14 +234,9 @@ def _merge(graph: Graph, branch: _Branch) -> None:
     for name in branch.chain:
         if graph.steps[name].kind == "node":
             _spare(graph, graph.steps[name], count, bounds)
-    gone = {branch.add, branch.shortcut}
-    steps = {k: v for k, v in graph.steps.items() if k not in gone}
-    for step in steps.values():
-        step.inputs = tuple(linears[-1] if i == branch.add else i for i in step.inputs)
-    graph.steps = steps
-    graph.outputs = {
-        k: linears[-1] if v == branch.add else v for k, v in graph.outputs.items()
-    }
+    gone = {branch.add, *branch.shortcut}
+    graph.steps = {k: v for k, v in graph.steps.items() if k not in gone}
+    _redirect(graph, branch.add, linears[-1])
 
 
 def _linear(graph: Graph, name: str) -> Linear:
@@ -296,7 +305,8 @@ def _shortcut(
     """Return the shortcut as it looks from the input of the last convolution."""
     if not branch.shortcut:
         return _operator.identity(count)
-    operator = _linear(graph, branch.shortcut).operator
+    steps = [_linear(graph, name) for name in branch.shortcut]
+    operator = functools.reduce(_rules.join, steps).operator
     if strides == (1, 1):
         return operator
     left = tuple(a // b for a, b in zip(operator.strides, strides, strict=True))
@@ -320,6 +330,65 @@ def _join(last: Operator, shortcut: Operator, size: _operator.Size) -> Operator:
         ],
         size,
     )
+
+
+def _stack(graph: Graph) -> list[Fusion]:
+    """Make one convolution of what carries channels by a concatenation."""
+    merged = []
+    for name in [step.name for step in graph if step.kind == "node"]:
+        parts = _parts(graph, graph.steps[name])
+        if not parts:
+            continue
+        linears = [_linear(graph, part) for part in parts]
+        whole, at = int(graph.steps[name].shape[-1] or 0), 0
+        operators = []
+        for linear in linears:
+            behind = whole - at - linear.operator.outputs
+            spread = _operator.choice(
+                np.pad(np.eye(linear.operator.outputs), ((0, 0), (at, behind)))
+            )
+            operators.append(_operator.compose(linear.operator, spread))
+            at += linear.operator.outputs
+        source = graph.steps[parts[0]].inputs[0]
+        try:
+            joined = _operator.merge(operators, image_size(shape_of(graph, source)))
+        except InexactError:
+            continue
+        main = max(linears, key=lambda linear: linear.kernels)
+        last = graph.steps[parts[linears.index(main)]]
+        _widen(last, joined)
+        gone = {name, *parts} - {last.name}
+        graph.steps = {k: v for k, v in graph.steps.items() if k not in gone}
+        _redirect(graph, name, last.name)
+        layers = tuple(layer for linear in linears for layer in linear.layers)
+        merged.append(Fusion(name, layers, len(parts)))
+    return merged
+
+
+def _parts(graph: Graph, step: Step) -> tuple[str, ...]:
+    """Return the linear steps that a concatenation joins: some choose, some convolve.
+
+    None where it joins anything else, or tensors of different origin.
+    """
+    layer, shared = step.config["node"].operation, graph.shared_steps()
+    last = getattr(layer, "axis", None) in (-1, len(step.shape) - 1)
+    if type(layer).__name__ != "Concatenate" or not last:
+        return ()
+    steps = [graph.steps.get(name) for name in step.inputs]
+    if not all(s and _plain(s, shared) and _alone(graph, s.name) for s in steps):
+        return ()
+    weighted = {_linear(graph, name).weighted for name in step.inputs}
+    sources = {s.inputs[0] for s in steps if s}
+    several = len(set(step.inputs)) == len(step.inputs)
+    fits = weighted == {True, False} and len(sources) == 1 and several
+    return step.inputs if fits else ()
+
+
+def _redirect(graph: Graph, old: str, new: str) -> None:
+    """Make readers of a tensor read another."""
+    for step in graph.steps.values():
+        step.inputs = tuple(new if i == old else i for i in step.inputs)
+    graph.outputs = {k: new if v == old else v for k, v in graph.outputs.items()}
 
 
 def _bounds(graph: Graph, name: str) -> tuple[float, float]:
