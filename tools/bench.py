@@ -305,7 +305,7 @@ def _files(
     model = create_model(name, weights=None, input_shape=(side, side, 3))
     whole = cost.total(model)
     shown = _random_pictures(side) if pictures is None else pictures
-    _settle(model, np.stack(shown[:RANDOM_PICTURES]))
+    settle(model, np.stack(shown[:RANDOM_PICTURES]))
     found: list[tuple[Row, bytes | None]] = []
     for kind in kinds:
         content, problem = None, "" if spec.int8_ok else spec.flags_reason
@@ -332,11 +332,15 @@ def _files(
     return found
 
 
-def _settle(model: Any, pictures: np.ndarray) -> None:
+def settle(model: Any, pictures: np.ndarray) -> None:
     """Give every normalisation the statistics of what it normalises.
 
     As they start, signals may die out or grow from layer to layer until no int8
     range holds them.
+
+    Args:
+        model: A Keras model, changed in place.
+        pictures: (count, height, width, 3), 0..255.
     """
     import keras
 

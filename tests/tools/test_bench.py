@@ -139,7 +139,7 @@ def test_statistics_are_those_of_the_pictures():
     inputs = keras.Input((8, 8, 2))
     norm = keras.layers.BatchNormalization(momentum=0.9)
     model = keras.Model(inputs, norm(inputs))
-    bench._settle(model, x)
+    bench.settle(model, x)
     found = np.asarray(model(x, training=False))
     assert np.abs(found.mean((0, 1, 2))).max() < 1e-3
     np.testing.assert_allclose(found.std((0, 1, 2)), 1, atol=1e-2)

@@ -3,12 +3,23 @@
 import functools
 import json
 import os
+import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import tflite_files
+from typer.testing import CliRunner
 
-from keras_lightnets.tools.export import _edgetpu_rules, _flatbuffer, edgetpu
+from keras_lightnets.__main__ import app
+from keras_lightnets.tools.export import (
+    _edgetpu_advice,
+    _edgetpu_rules,
+    _flatbuffer,
+    edgetpu,
+)
 
 SHARED = Path(
     os.environ.get("LIGHTNETS_SHARED", Path(__file__).parents[2].parent / "shared")
@@ -291,9 +302,37 @@ def test_near_misses_are_mapped(case):
 
 
 def test_each_row_names_known_sources():
-    for name, rule in _edgetpu_rules.RULES.items():
-        keys = {key.partition("#")[0] for key in rule.source.split()}
-        assert keys <= set(_edgetpu_rules.SOURCES), name
+    advices = [*_edgetpu_advice.INSTEAD.values(), _edgetpu_advice.OTHERWISE]
+    for rule in _edgetpu_rules.RULES.values():
+        advices += [rule.newer, *(limit.advice for limit in rule.limits)]
+    texts = [rule.source for rule in _edgetpu_rules.RULES.values()]
+    for text in [*texts, *(advice.source for advice in advices)]:
+        keys = {key.partition("#")[0] for key in text.split()}
+        assert keys, text
+        assert keys <= set(_edgetpu_advice.SOURCES), text
+    assert all(advice.text for advice in advices)
+
+
+def test_every_refusal_says_what_to_change():
+    for case, (row, _) in REFUSED.items():
+        assert edgetpu.verdict([row]).ops[0].advice, case
+    for case, row in MAPPED.items():
+        assert edgetpu.verdict([row]).ops[0].advice == "", case
+    hard = edgetpu.verdict(chain_of("HARD_SWISH", "CONV_2D", "CONV_2D"))
+    assert "RELU6(x + 3)" in hard.ops[0].advice
+    assert hard.ops[1].advice == str(_edgetpu_advice.DEPENDENT)
+    text = hard.table().partition("what to change:")[2]
+    assert "1 x HARD_SWISH: x * RELU6(x + 3)" in text
+    assert "2 x CONV_2D: change the op that it depends on" in text
+    newer = edgetpu.verdict([conv((0, 1), version=6)]).ops[0].advice
+    assert newer.startswith("SPLIT, a convolution per group")
+
+
+def test_no_operator_is_both_mapped_and_replaced():
+    assert not set(_edgetpu_advice.INSTEAD) & set(_edgetpu_rules.RULES)
+    builtin = vars(_flatbuffer.schema().BuiltinOperator)
+    names = set(_edgetpu_advice.INSTEAD) - {"TFLite_Detection_PostProcess"}
+    assert names <= set(builtin)
 
 
 def chain_of(*names):
@@ -381,7 +420,7 @@ def test_parameters_beyond_the_cache_are_streamed():
 def test_json_form():
     data = json.loads(json.dumps(edgetpu.verdict([conv((0, 1))]).json()))
     assert set(data) == {"ops", "on_chip_bytes", "streamed_bytes", "io"}
-    assert set(data["ops"][0]) == {"index", "op", "mapped", "reason"}
+    assert set(data["ops"][0]) == {"index", "op", "mapped", "reason", "advice"}
     assert data["io"]["inputs"][0]["shape"] == [1, 8, 8, 8]
     assert data["io"]["outputs"][0]["dtype"] == "int8"
 
@@ -402,6 +441,66 @@ def test_op_list_without_a_key():
 def test_op_without_its_inputs():
     with pytest.raises(ValueError, match="op 0 CONV_2D lacks an input"):
         edgetpu.verdict([op("CONV_2D", [MAP], [MAP])])
+
+
+def command(tmp_path, content, *options):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(content)
+    return CliRunner().invoke(app, ["edgetpu", str(path), *options])
+
+
+def test_command_prints_the_table_and_the_advice(tmp_path):
+    whole = command(tmp_path, tflite_files.conv(), "--strict")
+    assert whole.exit_code == 0
+    assert "1 of 1 ops mapped" in whole.stdout
+    content = tflite_files.conv(tail=[tflite_files.tile])
+    part = command(tmp_path, content, "--strict")
+    assert part.exit_code == 1
+    assert "op 1 TILE: Operation is otherwise supported" in part.stdout
+    assert "1 x TILE: RESIZE_NEAREST_NEIGHBOR for maps" in part.stdout
+    lax = command(tmp_path, content, "--json")
+    assert lax.exit_code == 0
+    rows = json.loads(lax.stdout)["ops"]
+    assert [row["mapped"] for row in rows] == [True, False]
+    assert rows[1]["advice"].endswith("[G E]")
+
+
+BAD = {
+    "floats": (
+        tflite_files.conv(dtype="FLOAT32"),
+        "works on FLOAT32; the Edge TPU runs INT8 or UINT8 only",
+    ),
+    "compiled": (
+        tflite_files.conv(tail=[tflite_files.custom("edgetpu-custom-op")]),
+        "compiled for the Edge TPU already",
+    ),
+    "open size": (
+        tflite_files.conv(open=True),
+        "leaves its size open: (-1, -1, -1, 3). For the Edge TPU export it",
+    ),
+    "not TFLite": (b"PK\x03\x04" + bytes(64), "not a TFLite file"),
+    "cut": (tflite_files.conv()[:400], "cut short or damaged"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named(case):
+    content, text = BAD[case]
+    with pytest.raises(ValueError, match=re.escape(text)):
+        edgetpu.verdict(content)
+
+
+def test_command_names_a_bad_file_in_one_line(tmp_path):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(BAD["cut"][0])
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_lightnets", "edgetpu", path, "--strict"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_compiled_file_is_refused():

@@ -1,25 +1,24 @@
 """What the Edge TPU compiler takes, as a table: one row per operator.
 
-Each row and each check names where it comes from (`SOURCES`). Rows were checked
-against 72 graphs and their compiled forms; where those and the vendor's table say
-nothing, the row errs on the side of "not mapped".
+Each row and each limit names where it comes from (`_edgetpu_advice.SOURCES`) and what
+to change where it is not kept. Rows were checked against 72 graphs and their compiled
+forms; where those and the vendor's table say nothing, the row errs on the side of "not
+mapped".
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+from keras_lightnets.tools.export._edgetpu_advice import (
+    EIGHT_BITS,
+    INNER,
+    INSTEAD,
+    OTHERWISE,
+    Advice,
+)
 from keras_lightnets.tools.export._flatbuffer import Op, Tensor
 
-SOURCES = {
-    "T": "Axis ARTPEC-7 copy of Coral's operator table (developer.axis.com)",
-    "O": "older copy of Coral's operator table (dgist-datalab README)",
-    "C": "google-coral/edgetpu CHANGES.md",
-    "G": "seen in compiled files of google-coral/test_data and others",
-    "I": "google-coral/edgetpu issues",
-    "V": "the version that gave the operator int8 kernels in TFLite's op_version.cc",
-    "R": "recalled from coral.ai, not read again",
-}
 EIGHT_BIT = ("INT8", "UINT8")
 DATA_TYPE = "Operation is working on an unsupported data type"
 UNSPECIFIED = (
@@ -33,22 +32,51 @@ Check = Callable[[Op], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
+class Limit:
+    """A condition on an op.
+
+    Attributes:
+        check: Returns the reason why it is not kept, or None.
+        advice: What to change then.
+    """
+
+    check: Check
+    advice: Advice
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Why an op is not mapped on its own, and what to change."""
+
+    reason: str
+    advice: Advice
+
+
+def _limit(text: str, source: str) -> Callable[[Check], Limit]:
+    return lambda check: Limit(check, Advice(text, source))
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """One operator the compiler maps.
 
     Attributes:
         max_version: Highest version known to be mapped.
         source: Keys of `SOURCES` for the row.
-        checks: Limits; each returns the reason why not, or None.
+        limits: Conditions beyond those of every op.
         sixteen_bit: Whether INT16 state tensors are allowed.
         note: Said with a mapped op when the evidence is thin.
+        newer: What to change where the version is higher.
     """
 
     max_version: int
     source: str
-    checks: tuple[Check, ...] = ()
+    limits: tuple[Limit, ...] = ()
     sixteen_bit: bool = False
     note: str = ""
+    newer: Advice = Advice(
+        "write it in an older form: fewer dimensions, plain attributes", "I"
+    )
 
 
 def _activation(op: Op, position: int = 0) -> Tensor:
@@ -69,6 +97,10 @@ def _wide(shape: Sequence[int]) -> int:
     return sum(size > 1 for size in shape)
 
 
+@_limit(
+    "keep the weights constant and inside the file: fold what computes them",
+    "T G",
+)
 def _weights_constant(op: Op) -> str | None:
     for tensor in op.inputs[1:]:
         if tensor is not None and tensor.outside:
@@ -81,6 +113,10 @@ def _weights_constant(op: Op) -> str | None:
     return None
 
 
+@_limit(
+    "use the same dilation in x and y",
+    "T",
+)
 def _equal_dilation(op: Op) -> str | None:
     pair = (op.attributes.get("dilationWFactor"), op.attributes.get("dilationHFactor"))
     # A kernel of one row or column, as of a 1-D convolution, was mapped [G].
@@ -89,6 +125,10 @@ def _equal_dilation(op: Op) -> str | None:
     return f"{UNSPECIFIED}: dilation differs in x and y {pair} [T]"
 
 
+@_limit(
+    "SPLIT, a convolution per group, CONCATENATION; or a dense one with zeros",
+    "W",
+)
 def _not_grouped(op: Op) -> str | None:
     taken, given = _activation(op).shape[-1], _activation(op, 1).shape[-1]
     if taken == given:
@@ -96,11 +136,19 @@ def _not_grouped(op: Op) -> str | None:
     return f"{UNSPECIFIED}: grouped convolution, {taken // given} groups [G]"
 
 
+@_limit(
+    "make the activation an op of its own behind it",
+    "T",
+)
 def _no_activation(op: Op) -> str | None:
     fused = op.attributes.get("fusedActivationFunction", "NONE")
     return None if fused == "NONE" else f"{UNSPECIFIED}: fused {fused} [T]"
 
 
+@_limit(
+    "add the constant part as a PAD, or fold it into the next convolution",
+    "T",
+)
 def _constant_parts(op: Op) -> str | None:
     constants = [tensor for tensor in op.inputs if tensor is not None and tensor.const]
     if not constants or (len(op.inputs) == 2 and all(t.zeros for t in constants)):
@@ -108,6 +156,10 @@ def _constant_parts(op: Op) -> str | None:
     return f"{UNSPECIFIED}: a constant part that is not zero padding [T]"
 
 
+@_limit(
+    "flatten to (1, features) in front; use the default weight format",
+    "T I",
+)
 def _dense_form(op: Op) -> str | None:
     if op.attributes.get("weightsFormat", 0):
         return f"{UNSPECIFIED}: shuffled weight format [T]"
@@ -118,6 +170,10 @@ def _dense_form(op: Op) -> str | None:
     return None
 
 
+@_limit(
+    "leave the softmax out and take it on the CPU from the logits",
+    "O E",
+)
 def _one_dimension(op: Op) -> str | None:
     shape = _activation(op).shape
     if _wide(shape) > 1:
@@ -134,6 +190,10 @@ def _axes(op: Op) -> tuple[int, ...] | None:
     return None if values is None else tuple(value % rank for value in values)
 
 
+@_limit(
+    "reduce over height, width or channels, never over the batch",
+    "T",
+)
 def _reduction(op: Op) -> str | None:
     axes = _axes(op)
     if axes is None:
@@ -143,6 +203,10 @@ def _reduction(op: Op) -> str | None:
     return None
 
 
+@_limit(
+    "pool in two steps (AVERAGE_POOL_2D, then MEAN); pad channels to a multiple of 4",
+    "T I#461",
+)
 def _mean(op: Op) -> str | None:
     shape, axes = _activation(op).shape, _axes(op) or ()
     if len(shape) - 1 in axes and shape[-1] % 4:
@@ -154,6 +218,10 @@ def _mean(op: Op) -> str | None:
     return None
 
 
+@_limit(
+    "constant INT32 paddings that leave the batch alone",
+    "T I",
+)
 def _padding(op: Op) -> str | None:
     table = _activation(op, 1)
     if not table.const or table.dtype != "INT32":
@@ -163,6 +231,10 @@ def _padding(op: Op) -> str | None:
     return None
 
 
+@_limit(
+    "share alpha over x and y: PReLU(shared_axes=[1, 2])",
+    "T",
+)
 def _alpha(op: Op) -> str | None:
     shape = _activation(op, 1).shape
     if _wide(shape[:-1]):
@@ -170,6 +242,10 @@ def _alpha(op: Op) -> str | None:
     return None
 
 
+@_limit(
+    "grow by 2 at a time; leave a last large step to the CPU",
+    "G I#31",
+)
 def _resize(op: Op) -> str | None:
     if not _activation(op, 1).const:
         return f"{UNSPECIFIED}: the size is not constant [T]"
@@ -187,6 +263,10 @@ def _resize(op: Op) -> str | None:
     return None
 
 
+@_limit(
+    "slice with stride 1 and no new axis; a convolution or pooling for strides",
+    "O",
+)
 def _plain_slice(op: Op) -> str | None:
     if op.attributes.get("ellipsisMask") or op.attributes.get("newAxisMask"):
         return f"{UNSPECIFIED}: ellipsis or new axis [O]"
@@ -196,6 +276,10 @@ def _plain_slice(op: Op) -> str | None:
     return None
 
 
+@_limit(
+    "fold the order of the channels into the weights of the 1x1 beside it",
+    "W",
+)
 def _keeps_channels(op: Op) -> str | None:
     order = _constant(op, 1)
     if order is not None and order[-1] == len(order) - 1:
@@ -203,6 +287,10 @@ def _keeps_channels(op: Op) -> str | None:
     return f"{UNSPECIFIED}: order {order} moves the channels [I#433]"
 
 
+@_limit(
+    "split along a constant axis that is not the batch",
+    "R",
+)
 def _split_axis(op: Op) -> str | None:
     axis = _constant(op, 0)
     if len(op.outputs) == 1:  # splits nothing; mapped over the batch too [G]
@@ -212,16 +300,28 @@ def _split_axis(op: Op) -> str | None:
     return None
 
 
+@_limit(
+    "pack along an axis that is not the batch",
+    "T",
+)
 def _pack_axis(op: Op) -> str | None:
     if op.attributes.get("axis", 0) % len(op.outputs[0].shape):
         return None
     return f"{UNSPECIFIED}: packs the batch [T]"
 
 
+@_limit(
+    "time_major=False",
+    "R",
+)
 def _batch_major(op: Op) -> str | None:
     return f"{UNSPECIFIED}: time first [R]" if op.attributes.get("timeMajor") else None
 
 
+@_limit(
+    "RESIZE_NEAREST_NEIGHBOR for maps; a broadcasting ADD for vectors",
+    "G E",
+)
 def _spread(op: Op) -> str | None:
     if _wide(_activation(op).shape) <= 1:
         return None
@@ -234,10 +334,12 @@ RULES: dict[str, Rule] = {
     "ADD": Rule(2, "T G"),
     "AVERAGE_POOL_2D": Rule(2, "T G", (_no_activation,)),
     "CONCATENATION": Rule(2, "T V", (_no_activation, _constant_parts)),
-    "CONV_2D": Rule(3, "T G", (*_CONV, _not_grouped)),
+    "CONV_2D": Rule(3, "T G", (*_CONV, _not_grouped), newer=_not_grouped.advice),
     "DEPTHWISE_CONV_2D": Rule(3, "T G", _CONV),
     "EXPAND_DIMS": Rule(1, "C"),
-    "FULLY_CONNECTED": Rule(4, "T G", (_weights_constant, _dense_form)),
+    "FULLY_CONNECTED": Rule(
+        4, "T G", (_weights_constant, _dense_form), newer=_dense_form.advice
+    ),
     "L2_NORMALIZATION": _CALM,
     "LOGISTIC": _CALM,
     "MAXIMUM": _CALM,
@@ -256,7 +358,12 @@ RULES: dict[str, Rule] = {
     "RELU_N1_TO_1": Rule(1, "T V"),
     "RESHAPE": Rule(1, "T G"),
     "RESIZE_BILINEAR": Rule(3, "T G", (_resize,)),
-    "RESIZE_NEAREST_NEIGHBOR": Rule(2, "O I#206", (_resize,)),
+    "RESIZE_NEAREST_NEIGHBOR": Rule(
+        2,
+        "O I#206",
+        (_resize,),
+        newer=Advice("align_corners and half_pixel_centers off", "I#206"),
+    ),
     "RSQRT": Rule(2, "R"),
     "SLICE": Rule(2, "O V"),
     "SOFTMAX": Rule(2, "O G", (_one_dimension,)),
@@ -270,7 +377,12 @@ RULES: dict[str, Rule] = {
     "TANH": _CALM,
     "TILE": Rule(1, "G", (_spread,), note="not in the vendor's table, seen once [G]"),
     "TRANSPOSE": Rule(2, "R I#433", (_keeps_channels,)),
-    "TRANSPOSE_CONV": Rule(2, "C I#147", (_weights_constant,)),
+    "TRANSPOSE_CONV": Rule(
+        2,
+        "C I#147",
+        (_weights_constant,),
+        newer=Advice("RESIZE_BILINEAR by 2, then a convolution", "I#147"),
+    ),
     "UNIDIRECTIONAL_SEQUENCE_LSTM": Rule(1, "T G", (_batch_major,), sixteen_bit=True),
 }
 
@@ -305,23 +417,34 @@ def _quantised(op: Op) -> str | None:
     return None
 
 
-def refusal(op: Op) -> str | None:
+def refusal(op: Op) -> Refusal | None:
     """Return why the compiler would not map an op on its own, or None.
 
-    The text starts with the status the compiler itself prints, where it is known,
+    The reason starts with the status the compiler itself prints, where it is known,
     and ends with the key of the source.
+
+    Args:
+        op: The op.
     """
     rule = RULES.get(op.name)
     if rule is None:
-        return f"Operation not supported: {op.label} [T O]"
+        instead = INSTEAD.get(op.label, OTHERWISE)
+        return Refusal(f"Operation not supported: {op.label} [T O]", instead)
     if op.version > rule.max_version:
-        return (
+        return Refusal(
             f"Operation version not supported: version {op.version}, seen mapped up "
-            f"to {rule.max_version}: unknown, counted as not mapped [{rule.source}]"
+            f"to {rule.max_version}: unknown, counted as not mapped [{rule.source}]",
+            rule.newer,
         )
-    reason = _eight_bit(op, rule) or _quantised(op) or _rank(op)
-    for check in () if reason else rule.checks:
-        reason = check(op)
+    found = (
+        (_eight_bit(op, rule) or _quantised(op), EIGHT_BITS),
+        (_rank(op), INNER),
+    )
+    for reason, advice in found:
         if reason:
-            break
-    return reason
+            return Refusal(reason, advice)
+    for limit in rule.limits:
+        reason = limit.check(op)
+        if reason:
+            return Refusal(reason, limit.advice)
+    return None

@@ -229,7 +229,7 @@ def require_plain(graph: Graph, device: str, integers: Sequence[str] = ()) -> No
         if -1 in tensor.signature[1:]:
             raise ValueError(
                 f"Input {tensor.name!r} leaves its size open: {tensor.signature}. "
-                f"{device} takes static shapes only: export with a fixed size."
+                f"For {device} export it with a fixed size."
             )
     sides = [tensor for op in graph.ops for tensor in (*op.inputs, *op.outputs)]
     kinds = {

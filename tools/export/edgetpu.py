@@ -7,16 +7,9 @@ on the PATH, it is run as well and the two are compared.
 Partition rule: the compiler makes one Edge TPU subgraph. An op that depends on an op
 left on the CPU stays on the CPU too, whatever its place in the file; leading ops that
 turn floats into 8 bits do not count.
-
-Parameter memory: a convolution takes kh * kw * ceil(cin, 4) * P(cout) + 8 * P(cout)
-bytes with P(c) = ceil(c, 16) up to 64 channels and ceil(c, 64) above, a dense layer
-the same, a depthwise one 3 * kh * kw * ceil(c, 64) + 8 * c. Of the 72 compiled files
-it was fitted on it is exact for 39 and within 4 % for 70; the smallest MobileNet comes
-out 7 % low and LSTM is not modelled. The 8 MiB of cache are an upper bound.
 """
 
 import dataclasses
-import math
 import os
 import re
 import shutil
@@ -28,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from keras_lightnets.tools.export import _flatbuffer
-from keras_lightnets.tools.export._edgetpu_rules import EIGHT_BIT, RULES, refusal
+from keras_lightnets.tools.export._edgetpu_advice import DEPENDENT, STATIC
+from keras_lightnets.tools.export._edgetpu_memory import CACHE_BYTES, parameter_bytes
+from keras_lightnets.tools.export._edgetpu_rules import (
+    EIGHT_BIT,
+    RULES,
+    Refusal,
+    refusal,
+)
 from keras_lightnets.tools.export._flatbuffer import Graph, Op, Tensor
 
 COMPILER = "edgetpu_compiler"
@@ -56,17 +56,25 @@ SIZE_INPUTS = {
     "WHERE": (0,),
 }
 POSTPROCESS = "TFLite_Detection_PostProcess"
-CACHE_BYTES = 16 * 512 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class OpVerdict:
-    """What happens to one op: its place in the file, name, target and reason."""
+    """What happens to one op.
+
+    Attributes:
+        index: Place in the file.
+        op: Operator.
+        mapped: Whether it runs on the Edge TPU.
+        reason: Why, or why not.
+        advice: What to change so that it is mapped; "" where it is.
+    """
 
     index: int
     op: str
     mapped: bool
     reason: str
+    advice: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +180,17 @@ class Verdict:
         left = [row for row in self.ops if not row.mapped]
         lines += ["", "left on the CPU:"] if left else []
         lines += [f"  op {row.index} {row.op}: {row.reason}" for row in left]
+        lines += _changes(left)
         if self.compiler is not None:
             lines += ["", *_compiler_lines(self.compiler)]
         return "\n".join(lines)
+
+
+def _changes(left: Sequence[OpVerdict]) -> list[str]:
+    """What to change, once for all ops that need the same."""
+    counts = Counter((row.advice, row.op) for row in left if row.advice)
+    lines = [f"  {n} x {op}: {advice}" for (advice, op), n in counts.items()]
+    return ["", "what to change:", *lines] if lines else []
 
 
 def _compiler_lines(report: CompilerReport) -> list[str]:
@@ -247,16 +263,21 @@ def _partition(graph: Graph) -> tuple[OpVerdict, ...]:
             if tensor is not None and tensor.index in producer
         }
         producer |= {tensor.index: op for tensor in op.outputs}
-        reason = dynamic or refusal(op)
+        found = dynamic or refusal(op)
         wall = [b for b in before if not rows[b].mapped and b not in leading]
-        if reason is None and wall:
+        if found is None and wall:
             cause = before[wall[0]]
-            reason = f"{DEPENDS}: depends on op {cause.index} {cause.label} on the CPU"
-        if reason and leading.issuperset(before) and not _stays_eight_bit(op):
+            text = f"{DEPENDS}: depends on op {cause.index} {cause.label} on the CPU"
+            found = Refusal(text, DEPENDENT)
+        if found and leading.issuperset(before) and not _stays_eight_bit(op):
             leading.add(op.index)
-        note = "" if reason or not RULES[op.name].note else f", {RULES[op.name].note}"
-        text = reason or f"{MAPPED}{note}"
-        rows[op.index] = OpVerdict(op.index, op.label, reason is None, text)
+        if found is None:
+            note = f", {RULES[op.name].note}" if RULES[op.name].note else ""
+            row = OpVerdict(op.index, op.label, True, f"{MAPPED}{note}")
+        else:
+            advice = str(found.advice)
+            row = OpVerdict(op.index, op.label, False, found.reason, advice)
+        rows[op.index] = row
     return tuple(rows.values())
 
 
@@ -276,7 +297,7 @@ def _border(graph: Graph) -> frozenset[int]:
     return frozenset(found)
 
 
-def _dynamic(op: Op) -> str | None:
+def _dynamic(op: Op) -> Refusal | None:
     """Why the whole graph is refused: an op whose output size is not fixed.
 
     A batch of -1 in the shape signature alone does no harm [G].
@@ -286,9 +307,10 @@ def _dynamic(op: Op) -> str | None:
     computed = any(tensor is not None and not tensor.const for tensor in given)
     if not computed and all(min(t.shape, default=0) >= 0 for t in op.outputs):
         return None
-    return (
+    return Refusal(
         "The compiler refuses a graph with dynamic-sized tensors: the size of op "
-        f"{op.index} {op.label} is computed; export with a fixed batch of 1 [I#829]"
+        f"{op.index} {op.label} is computed [I#829]",
+        STATIC,
     )
 
 
@@ -297,31 +319,6 @@ def _stays_eight_bit(op: Op) -> bool:
     given = [tensor for tensor in op.inputs if tensor is not None and not tensor.const]
     sides = (given, op.outputs)
     return all(any(tensor.dtype in EIGHT_BIT for tensor in side) for side in sides)
-
-
-def _ceil(value: int, step: int) -> int:
-    return -(-value // step) * step
-
-
-def _outputs_padded(channels: int) -> int:
-    return _ceil(channels, 16 if channels <= 64 else 64)
-
-
-def parameter_bytes(op: Op) -> int:
-    """Predict the bytes of an op's weights in the compiled package; 0 without."""
-    if op.name not in ("CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED") and (
-        op.name != "DEPTHWISE_CONV_2D"
-    ):
-        return 0
-    weights = op.inputs[1]
-    if weights is None:
-        return 0
-    if op.name == "DEPTHWISE_CONV_2D":
-        _, high, wide, channels = weights.shape
-        return 3 * high * wide * _ceil(channels, 64) + 8 * channels
-    made, taken = weights.shape[0], weights.shape[-1]
-    padded = _outputs_padded(made)
-    return math.prod(weights.shape[1:-1]) * _ceil(taken, 4) * padded + 8 * padded
 
 
 def _memory(graph: Graph, rows: Sequence[OpVerdict]) -> tuple[int, int]:

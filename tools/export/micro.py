@@ -64,7 +64,9 @@ class MicroReport:
         arena_bytes: Smallest tensor arena that works: the RAM it takes; None where
             the file does not run.
         samples: Inputs it was run on.
-        equal: Share of output values equal to LiteRT's, None where it does not run.
+        equal: Share of output values equal to those of LiteRT's reference kernels,
+            None where it does not run. XNNPACK, LiteRT's default on CPUs, rounds in
+            other places; `verify` says how far a file may differ there.
         max_error_steps: Largest difference in steps of the output's quantisation (in
             units for float outputs), None where it does not run.
         missing: Operator to reason: those that the interpreter lacks or refuses.
@@ -127,7 +129,8 @@ def report(
             says little of a network's accuracy but runs every kernel.
 
     Returns:
-        Whether it runs, the smallest tensor arena, and how far outputs differ; where
+        Whether it runs, the smallest tensor arena, and how far outputs differ
+        from LiteRT's reference kernels; where
         it does not run, which operators are the cause.
 
     Raises:
@@ -167,7 +170,7 @@ def report(
                 [made[f"{name}_{place}"] for place in range(len(model.outputs))]
                 for name in inputs
             ]
-    expected = [model.run(batch) for batch in batches]
+    expected = [_reference(content, inputs[name]) for name in inputs]
     equal, worst = _compare(model, expected, found)
     return dataclasses.replace(
         base, arena_bytes=result.arena, equal=equal, max_error_steps=worst
@@ -276,6 +279,16 @@ def _alone(content: bytes, op: Op) -> bytes:
     return _flatbuffer.pack(model)
 
 
+def _reference(content: bytes, stored: np.ndarray) -> list[np.ndarray]:
+    """Run a file with LiteRT's reference kernels; outputs as stored."""
+    from keras_lightnets.tools.export import tflite
+
+    made = tflite.interpreter(content, "reference")
+    made.set_tensor(made.get_input_details()[0]["index"], stored)
+    made.invoke()
+    return [made.get_tensor(row["index"]) for row in made.get_output_details()]
+
+
 def _compare(
     model: runtime.TFLiteModel,
     expected: Sequence[Sequence[np.ndarray]],
@@ -284,8 +297,8 @@ def _compare(
     """Share of equal values, and the largest difference in steps."""
     equal, worst = [], 0.0
     for wanted, stored in zip(expected, found, strict=True):
-        rows = zip(wanted, model.floats(stored), model.outputs, strict=True)
-        for value, other, row in rows:
+        both = (model.floats(wanted), model.floats(stored))
+        for value, other, row in zip(*both, model.outputs, strict=True):
             step = row["quantization"][0] or 1.0
             steps = np.abs(value - other.reshape(value.shape)) / step
             equal.append((steps < 0.5).ravel())

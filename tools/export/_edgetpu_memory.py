@@ -1,0 +1,39 @@
+"""Bytes of parameters in the Edge TPU compiler's package.
+
+Parameter memory: a convolution takes kh * kw * ceil(cin, 4) * P(cout) + 8 * P(cout)
+bytes with P(c) = ceil(c, 16) up to 64 channels and ceil(c, 64) above, a dense layer
+the same, a depthwise one 3 * kh * kw * ceil(c, 64) + 8 * c. Of the 72 compiled files
+it was fitted on it is exact for 39 and within 4 % for 70; the smallest MobileNet comes
+out 7 % low and LSTM is not modelled. The 8 MiB of cache are an upper bound.
+"""
+
+import math
+
+from keras_lightnets.tools.export._flatbuffer import Op
+
+CACHE_BYTES = 16 * 512 * 1024
+
+
+def _ceil(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _outputs_padded(channels: int) -> int:
+    return _ceil(channels, 16 if channels <= 64 else 64)
+
+
+def parameter_bytes(op: Op) -> int:
+    """Predict the bytes of an op's weights in the compiled package; 0 without."""
+    if op.name not in ("CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED") and (
+        op.name != "DEPTHWISE_CONV_2D"
+    ):
+        return 0
+    weights = op.inputs[1]
+    if weights is None:
+        return 0
+    if op.name == "DEPTHWISE_CONV_2D":
+        _, high, wide, channels = weights.shape
+        return 3 * high * wide * _ceil(channels, 64) + 8 * channels
+    made, taken = weights.shape[0], weights.shape[-1]
+    padded = _outputs_padded(made)
+    return math.prod(weights.shape[1:-1]) * _ceil(taken, 4) * padded + 8 * padded
