@@ -240,6 +240,9 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder of table and plot.")] = Path(
         "bench"
     ),
+    ops: Annotated[
+        bool, typer.Option("--ops", help="Only what each kind of operation takes.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Time networks through LiteRT in turns; table, CSV and Pareto plot."""
@@ -249,8 +252,12 @@ def bench(
     from keras_lightnets.tools import bench as benching
 
     counts = [*(threads or ()), *(int(name) for name in names if name.isdigit())]
+    networks = [name for name in names if not name.isdigit()]
+    if ops:
+        _bench_ops(networks, size, counts or [1], runs, images, as_json)
+        return
     rows = benching.bench(
-        [name for name in names if not name.isdigit()],
+        networks,
         size=size,
         threads=counts or (1, 2),
         runs=runs,
@@ -263,6 +270,38 @@ def bench(
         return
     Console().print(benching.table(rows))
     typer.echo("\n".join(files))
+
+
+def _bench_ops(
+    names: list[str],
+    size: int,
+    threads: list[int],
+    runs: int,
+    images: Path | None,
+    as_json: bool,
+) -> None:
+    """Show the operations of each network's files by kind."""
+    from rich.console import Console
+
+    from keras_lightnets.tools import bench as benching
+    from keras_lightnets.tools import op_profile
+
+    pictures = benching.read_pictures(images, size) if images else None
+    rows = []
+    for count in threads:
+        found = op_profile.profile_networks(
+            names, size=size, threads=count, runs=runs, calibration=pictures
+        )
+        for (name, kind), ops in found.items():
+            title = f"{name}, {kind}, threads: {count}"
+            if not as_json:
+                Console().print(op_profile.table(title, ops))
+            rows.append(
+                {"name": name, "kind": kind, "threads": count}
+                | {"ops": [vars(op) for op in ops]}
+            )
+    if as_json:
+        _emit({"rows": rows})
 
 
 @app.command()

@@ -103,7 +103,7 @@ def bench(
                 row = dataclasses.replace(row, threads=count)
                 try:
                     if content is not None:
-                        timed.append((len(rows), _timer(content, count)))
+                        timed.append((len(rows), timer(content, count)))
                 except RuntimeError as error:
                     row = dataclasses.replace(row, problem=f"LiteRT refuses: {error}")
                 rows.append(row)
@@ -296,16 +296,13 @@ def _files(
     name: str, size: int, kinds: Sequence[str], pictures: list[Any] | None
 ) -> list[tuple[Row, bytes | None]]:
     """Build a network and convert it; what cannot be converted says why."""
-    from keras_lightnets import cost, create_model, get_spec
+    from keras_lightnets import cost, get_spec
     from keras_lightnets.tools.export import tflite
     from keras_lightnets.tools.quantize.bridge import UnsupportedLayerError
 
     spec = get_spec(name)
-    side = size or spec.default_size
-    model = create_model(name, weights=None, input_shape=(side, side, 3))
+    model, shown = settled(name, size, pictures)
     whole = cost.total(model)
-    shown = _random_pictures(side) if pictures is None else pictures
-    settle(model, np.stack(shown[:RANDOM_PICTURES]))
     found: list[tuple[Row, bytes | None]] = []
     for kind in kinds:
         content, problem = None, "" if spec.int8_ok else spec.flags_reason
@@ -319,7 +316,7 @@ def _files(
             problem = str(error)
         row = Row(
             name=name,
-            size=side,
+            size=model.input_shape[1],
             params=whole.params,
             madds=whole.madds,
             top1=spec.top1,
@@ -330,6 +327,28 @@ def _files(
         )
         found.append((row, content))
     return found
+
+
+def settled(
+    name: str, size: int = 0, pictures: list[Any] | None = None
+) -> tuple[Any, list[Any]]:
+    """Build a network with random weights that passes signals of ordinary size.
+
+    Args:
+        name: Registry name.
+        size: Input side in pixels; 0 for the published one.
+        pictures: Pictures (size, size, 3) of 0-255; random ones when not given.
+
+    Returns:
+        The model and the pictures.
+    """
+    from keras_lightnets import create_model, get_spec
+
+    side = size or get_spec(name).default_size
+    model = create_model(name, weights=None, input_shape=(side, side, 3))
+    shown = random_pictures(side) if pictures is None else pictures
+    settle(model, np.stack(shown[:RANDOM_PICTURES]))
+    return model, shown
 
 
 def settle(model: Any, pictures: np.ndarray) -> None:
@@ -357,22 +376,37 @@ def settle(model: Any, pictures: np.ndarray) -> None:
         layer.momentum = momentum
 
 
-def _random_pictures(side: int) -> list[np.ndarray]:
+def random_pictures(side: int) -> list[np.ndarray]:
+    """Return a few pictures (side, side, 3) of noise, 0-255, always the same."""
     random = np.random.default_rng(0)
     shape = (RANDOM_PICTURES, side, side, 3)
     return list(random.integers(0, 256, shape).astype("float32"))
 
 
 def _slow(content: bytes) -> str:
-    """Say how many ops of an int8 file work on floats."""
-    from keras_lightnets.tools.export import _flatbuffer, opened
+    """Say how many ops of an int8 file work on floats, and whether it is split."""
+    from keras_lightnets.tools.export.opened import TFLiteFile
 
-    loose = opened.float_ops(_flatbuffer.read(content))
-    return f"{len(loose)} ops work on floats" if loose else ""
+    file = TFLiteFile(content)
+    found = [f"{len(file.float_ops)} ops work on floats"] if file.float_ops else []
+    if file.xnnpack_partitions not in (None, 1):
+        found.append(f"XNNPACK runs it in {file.xnnpack_partitions} parts")
+    return ", ".join(found)
 
 
-def _timer(content: bytes, threads: int) -> Callable[[], float]:
-    """Open a file; return a function that runs it once and says how long it took."""
+def timer(content: bytes, threads: int) -> Callable[[], float]:
+    """Open a file for timing.
+
+    Args:
+        content: The .tflite file, with one input.
+        threads: Threads of the interpreter.
+
+    Returns:
+        A function that runs it and returns the seconds that took.
+
+    Raises:
+        RuntimeError: If LiteRT refuses the file.
+    """
     from keras_lightnets.tools.export import tflite
 
     made = tflite.interpreter(content, threads=threads)

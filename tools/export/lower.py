@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from keras_lightnets._errors import unknown
+from keras_lightnets.tools.export import cpu
 from keras_lightnets.tools.quantize import _passes
 from keras_lightnets.tools.quantize._graph import Graph
 
 Pass = Callable[[Graph], None]
 
-# LiteRT on a CPU has fast kernels for grouped convolutions and transpositions.
 TARGETS: Mapping[str, tuple[Pass, ...]] = {
-    "cpu": (_passes.expand_hard_swish,),
+    # XNNPACK has fast kernels for grouped convolutions and transpositions.
+    "cpu": cpu.INT8,
     "edgetpu": (_passes.expand_hard_swish,),
 }
 

@@ -1,6 +1,5 @@
 """An exported file opened for running: what `verify` and the reports ask of it."""
 
-import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -8,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from keras_lightnets.tools import runtime
-from keras_lightnets.tools.export import _flatbuffer
+from keras_lightnets.tools.export import _flatbuffer, partitions
 from keras_lightnets.tools.export._flatbuffer import Graph, Op, Tensor
 
 INTEGERS = ("INT8", "UINT8")
@@ -27,6 +26,7 @@ class OpenedFile(Protocol):
         open_dimensions: Inputs and outputs whose shape the file leaves open.
         xnnpack_partitions: Parts of the graph that XNNPACK runs, None where that
             does not apply.
+        xnnpack_outside: Ops that XNNPACK leaves to plain kernels, named.
     """
 
     outputs: tuple[str, ...]
@@ -36,6 +36,7 @@ class OpenedFile(Protocol):
     float_ops: tuple[str, ...]
     open_dimensions: tuple[str, ...]
     xnnpack_partitions: int | None
+    xnnpack_outside: tuple[str, ...]
 
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
         """Run a batch of one picture, 0..255; float32 outputs in the file's order."""
@@ -70,19 +71,13 @@ class TFLiteFile:
             for tensor in (*graph.inputs, *graph.outputs)
             if tensor.dynamic
         )
-        self.xnnpack_partitions = _partitions(self._model)
+        found = partitions.split(graph, self._model._interpreter)
+        self.xnnpack_partitions = found[0] if found else None
+        self.xnnpack_outside = tuple(_describe(op) for op in found[1]) if found else ()
 
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
         """Run a batch of one picture, 0..255; float32 outputs in the file's order."""
         return self._model.run(batch)
-
-
-def _partitions(model: runtime.TFLiteModel) -> int | None:
-    """Parts that XNNPACK took; the interpreter lists them privately only."""
-    with contextlib.suppress(AttributeError, ImportError):
-        rows = model._interpreter._get_ops_details()
-        return sum(row["op_name"] == "DELEGATE" for row in rows)
-    return None
 
 
 def float_ops(graph: Graph) -> tuple[str, ...]:

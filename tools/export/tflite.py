@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_lightnets._errors import require, unknown
-from keras_lightnets.tools.export import lower
+from keras_lightnets.tools.export import cpu, lower
 
 KINDS = ("float32", "float16", "int8")
 IO_TYPES = ("float", "uint8", "int8")
@@ -92,9 +92,14 @@ def _check(model: Any, kind: str, io: str, calibration: Any) -> None:
 
 
 def _float(model: Any, kind: str) -> bytes:
-    from keras_lightnets.tools.quantize import bridge
+    from keras_lightnets.tools.quantize import _passes, bridge
 
-    graph = bridge.to_graph(model)
+    graph = bridge.to_graph(model).copy()
+    _passes.fold_norms(graph)
+    _passes.fold_input(graph, raw=False)
+    _passes.bake(graph)
+    for change in cpu.FLOAT:
+        change(graph)
     for step in graph:
         if step.config.get("function") == "hard_swish":
             step.config["function"] = "hard_swish_scalar"

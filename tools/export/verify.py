@@ -20,6 +20,8 @@ CLEAR_MARGIN_STEPS = 4.0
 MEAN_ERROR_STEPS = 2.0
 # Largest error of float files, in shares of the largest output.
 FLOAT_LIMITS = {"float32": 1e-4, "float16": 2e-2}
+# Ops named in one problem.
+MOST_NAMED = 12
 # Encodings, not decisions between columns.
 NO_DECISION = ("boxes",)
 
@@ -143,6 +145,7 @@ def verify(
     problems = [
         *(f"works on floats: {name}" for name in loose),
         *(f"{name} has an open dimension" for name in file.open_dimensions),
+        *(_split(file) if kind == "int8" else ()),
     ]
     for check in checks:
         problems += _complaints(check, kind)
@@ -154,6 +157,22 @@ def verify(
         outputs=checks,
         xnnpack_partitions=file.xnnpack_partitions,
         problems=tuple(problems),
+    )
+
+
+def _split(file: OpenedFile) -> tuple[str, ...]:
+    """Say where XNNPACK runs a file in several parts.
+
+    Ops before the only part and behind it, such as an int8 softmax, are no problem.
+    """
+    if file.xnnpack_partitions in (None, 1):
+        return ()
+    shown = file.xnnpack_outside[:MOST_NAMED]
+    more = len(file.xnnpack_outside) - len(shown)
+    rest = f" and {more} more" if more else ""
+    return (
+        f"XNNPACK runs it in {file.xnnpack_partitions} parts, not in one; outside: "
+        f"{'; '.join(shown)}{rest}",
     )
 
 

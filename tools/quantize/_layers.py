@@ -122,6 +122,15 @@ def _slice(tf: Any, x: Any, begin: Any, size: Any) -> Any:
     return x[tuple(keys[:rank])]
 
 
+def _join_zeros(tf: Any, x: Any, axis: int, first: int, last: int) -> Any:
+    def zeros(count: int) -> list[Any]:
+        sides = [count if i == axis else size for i, size in enumerate(x.shape)]
+        sides[0] = tf.shape(x)[0] if sides[0] is None else sides[0]
+        return [tf.zeros(sides)] if count else []
+
+    return tf.concat([*zeros(first), x, *zeros(last)], axis)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     # With constants of one dimension, which tf2onnx needs; the TFLite converter
     # makes its one operation of the form with scalars only.
@@ -142,6 +151,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "resize": _resize,
     "slice": _slice,
     "gather": lambda tf, x, indices: tf.gather(x, indices, axis=-1),
+    "join_zeros": _join_zeros,
     "reshape": lambda tf, x, target_shape: tf.reshape(x, (-1, *target_shape)),
 }
 
@@ -192,6 +202,7 @@ BUILDERS: dict[str, Callable[[Any, Step], Any]] = {
     "resize": _function("resize"),
     "slice": _function("slice"),
     "gather": _function("gather"),
+    "join_zeros": _function("join_zeros"),
     **{
         kind: _function(kind)
         for kind in ("add", "subtract", "multiply", "maximum", "minimum")

@@ -1,0 +1,148 @@
+"""Forms for XNNPACK: equal in float, and an int8 file in one part."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+pytest.importorskip("tf_keras")
+pytest.importorskip("ai_edge_litert")
+
+from quant_models import pictures, settle
+
+from keras_lightnets.layers import SelectChannels
+from keras_lightnets.tools.export import cpu, opened, tflite, verify
+from keras_lightnets.tools.quantize import _passes, bridge, ptq
+
+SIDE, MEAN, STD = 16, (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
+
+
+def relu_of_two_readers(x):
+    return layers.Add()([layers.ReLU(6.0)(x), x])
+
+
+def prelu(x):
+    slopes = keras.initializers.RandomUniform(-0.5, 1.0, seed=1)
+    return layers.PReLU(slopes, shared_axes=[1, 2])(x)
+
+
+def gathered(x):
+    taken = SelectChannels([5, 0, 3, 3])(x)
+    both = layers.Concatenate()([SelectChannels([7, 1, 2, 4])(x), taken])
+    return layers.Conv2D(8, 1, groups=2)(SelectChannels([6, 1, 0, 3, 7, 2, 5, 4])(both))
+
+
+def gated(x):
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = layers.Activation("hard_sigmoid")(layers.Conv2D(8, 1)(gate))
+    return layers.Multiply()([layers.Activation("hard_swish")(x), gate])
+
+
+def padded_pool(x):
+    return layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(layers.ReLU()(x)))
+
+
+# What stands between two convolutions of 8 channels.
+FORMS = {
+    "average": layers.AveragePooling2D(2),
+    "average, padded": lambda x: layers.AveragePooling2D(3, 2)(
+        layers.ZeroPadding2D(1)(x)
+    ),
+    "every second value": layers.MaxPooling2D(1, 2),
+    "padded pooling": padded_pool,
+    "prelu": prelu,
+    "maximum": lambda x: layers.Maximum()([x, layers.Conv2D(8, 1)(x)]),
+    "minimum": lambda x: ops.minimum(x, layers.Conv2D(8, 1)(x)),
+    "gather": gathered,
+    "nearest": layers.UpSampling2D((2, 3), interpolation="nearest"),
+    "relu": relu_of_two_readers,
+    "seven": lambda x: layers.Concatenate()(
+        [layers.Conv2D(2, 1)(x) for _ in "1234567"]
+    ),
+    "gate": gated,
+}
+
+
+def network(form):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = layers.Normalization(mean=MEAN, variance=np.square(STD), name="norm")(image)
+    x = layers.ZeroPadding2D(1, name="pad")(x)
+    x = layers.Conv2D(8, 3, 2, name="stem")(x)
+    x = layers.Conv2D(8, 3, padding="same", name="top")(form(x))
+    return settle(keras.Model(image, {"map": x}))
+
+
+def folded(model):
+    graph = bridge.to_graph(model).copy()
+    _passes.fold_norms(graph)
+    _passes.fold_shifts(graph)
+    _passes.fold_input(graph, raw=True)
+    _passes.bake(graph)
+    return graph
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_equal_in_float(form):
+    model = network(form)
+    graph = folded(model)
+    for change in cpu.INT8:
+        change(graph)
+    twin, _ = bridge.emit(graph)
+    batch = pictures(2, SIDE)
+    found = np.asarray(twin(ptq.to_real(batch, graph))["map"])
+    expected = np.asarray(model(batch.astype("float32"))["map"])
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_int8_file_in_one_part(form):
+    model = network(form)
+    samples = pictures(8, SIDE)
+    content = tflite.convert(model, "int8", "int8", samples)
+    file = opened.TFLiteFile(content)
+    assert (file.xnnpack_partitions, file.float_ops) == (1, ())
+    assert file.xnnpack_outside == ()
+    assert verify.verify(content, model, samples[:2], "int8").problems == ()
+
+
+def test_factors_of_gates_leave_no_operation():
+    graph = folded(network(gated))
+    for change in cpu.INT8:
+        change(graph)
+    kinds = [step.kind for step in graph]
+    assert "scale" not in kinds
+    assert kinds.count("multiply") == 2
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_paired_columns(size, padding):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = layers.ZeroPadding2D(padding)(image) if padding else image
+    model = keras.Model(image, layers.Conv2D(4, size, 2)(x))
+    graph = bridge.to_graph(model).copy()
+    cpu.picture.pair_columns(graph)
+    assert any(step.shape[-1] == 6 for step in graph)
+    twin, _ = bridge.emit(graph)
+    batch = pictures(2, SIDE).astype("float32")
+    expected = np.asarray(model(batch))
+    error = np.abs(np.asarray(twin(batch)) - expected).max()
+    assert error <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_split_file_is_a_problem_in_words():
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = layers.Conv2D(8, 3, name="stem")(image)
+    x = layers.Softmax(name="middle")(x)
+    model = keras.Model(image, {"map": layers.Conv2D(8, 3, name="top")(x)})
+    samples = pictures(4, SIDE)
+    content = tflite.convert(model, "int8", "int8", samples)
+    found = verify.verify(content, model, samples[:1], "int8")
+    assert found.xnnpack_partitions == 2
+    (problem,) = [text for text in found.problems if "XNNPACK" in text]
+    assert "2 parts" in problem
+    assert "SOFTMAX" in problem
+    float_file = tflite.convert(model)
+    assert verify.verify(float_file, model, samples[:1], "float32").problems == ()

@@ -1,0 +1,105 @@
+"""What the passes share: shapes, pads, ranges, new steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_lightnets.tools.quantize._graph import Graph, Step
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+NO_PADS: Pads = ((0, 0), (0, 0))
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Return a size, stride or pair of pads as two integers."""
+    first, second = (value, value) if isinstance(value, int) else value
+    return int(first), int(second)
+
+
+def shape(graph: Graph, name: str) -> tuple[int, ...]:
+    """Return the shape of a tensor, batch first; the batch and what is open are 0."""
+    found = graph.inputs[name] if name in graph.inputs else graph.steps[name].shape
+    return tuple(int(size or 0) for size in found)
+
+
+def same_pads(
+    sides: Sequence[int], size: Iterable[int], strides: Iterable[int]
+) -> Pads:
+    """Return the rows and columns that "same" pads on a map of (height, width)."""
+    found = []
+    for length, taps, stride in zip(sides, size, strides, strict=True):
+        total = max((-(-length // stride) - 1) * stride + taps - length, 0)
+        found.append((total // 2, total - total // 2))
+    return found[0], found[1]
+
+
+def pads_of(step: Step) -> Pads | None:
+    """Return the rows and columns of a zero padding; None if it pads channels."""
+    if step.config.get("data_format") == "channels_first":
+        return None
+    rows, columns = (pair(side) for side in step.config["padding"])
+    return rows, columns
+
+
+def replace(graph: Graph, name: str, steps: Sequence[Step]) -> None:
+    """Put steps in the place of one; the last one carries its name."""
+    pairs: list[tuple[str, Step]] = []
+    for key, old in graph.steps.items():
+        pairs += [(s.name, s) for s in steps] if key == name else [(key, old)]
+    graph.steps = dict(pairs)
+
+
+def reshape(name: str, source: str, sides: Iterable[int]) -> Step:
+    """Make a reshape of one sample to the given sides."""
+    target = tuple(sides)
+    config = {"target_shape": target}
+    return Step(name, "reshape", (source,), config, shape=(None, *target))
+
+
+def depthwise(
+    step: Step, kernel: np.ndarray, strides: tuple[int, int], padding: str = "valid"
+) -> None:
+    """Make a step a depthwise convolution with a kernel of (h, w, channels)."""
+    step.kind, step.source, step.roles = "depthwise", None, ()
+    step.config = {
+        "kernel_size": kernel.shape[:2],
+        "strides": strides,
+        "padding": padding,
+        "dilation_rate": (1, 1),
+        "depth_multiplier": 1,
+        "use_bias": False,
+    }
+    step.weights = {"kernel": kernel[..., None].astype("float32")}
+
+
+def keep_range(graph: Graph, step: Step) -> None:
+    """Give a step the range of its input, whose values it keeps.
+
+    Where that left its range to a later step, such as a concatenation, both get that
+    one's.
+    """
+    if step.range is not None:
+        return
+    chain = [step]
+    before = graph.steps.get(step.inputs[0])
+    while before is not None and before.range is None and len(before.inputs) == 1:
+        chain.append(before)
+        before = graph.steps.get(before.inputs[0])
+    found = before.range if before is not None else None
+    if found is not None:
+        step.range = found
+        return
+    readers, after = (
+        graph.consumers(),
+        graph.sole_consumer(step.name, graph.consumers()),
+    )
+    while after is not None and after.range is None:
+        after = graph.sole_consumer(after.name, readers)
+    if after is not None:
+        step.range = after.range
+        makers = [s for s in chain[1:] if s.weights]
+        if makers:
+            makers[0].range = after.range
