@@ -49,12 +49,13 @@ def smallest() -> list[str]:
     return [name for _, name in sorted(found.values())]
 
 
-def convert(folder: pathlib.Path) -> None:
-    """Make the files that are missing."""
+def convert(folder: pathlib.Path, sections: list[str]) -> None:
+    """Make the files of some sections that are missing."""
     from keras_lightnets.tools.export import tflite
 
-    names = [*PEERS, *PAPER, *smallest()]
-    for name in dict.fromkeys(names):
+    ours = {"int8_peers": [*PEERS], "int8_paper": [*PAPER]}
+    names = [ours.get(section) or smallest() for section in sections]
+    for name in dict.fromkeys(name for some in names for name in some):
         paths = {kind: folder / f"{name}.{kind}.tflite" for kind in bench.KINDS}
         if all(path.exists() for path in paths.values()):
             continue
@@ -63,7 +64,8 @@ def convert(folder: pathlib.Path) -> None:
         for kind, path in paths.items():
             options = ("int8", "int8", pictures) if kind == "int8" else ()
             path.write_bytes(tflite.convert(model, *options))
-    for package, function in [peer for peers in PEERS.values() for peer in peers]:
+    peers = [*PEERS.values()] if "int8_peers" in sections else []
+    for package, function in [peer for some in peers for peer in some]:
         path = folder / f"{package}.{function}.int8.tflite"
         if not path.exists():
             print("convert", package, function, flush=True)
@@ -222,7 +224,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    convert(args.folder)
+    convert(args.folder, args.only)
     if args.convert:
         return
     for name in args.only:

@@ -10,7 +10,8 @@ pytest.importorskip("ai_edge_litert")
 
 from quant_models import pictures, settle
 
-from keras_lightnets.layers import SelectChannels
+from keras_lightnets.layers import BatchNormalization, SelectChannels
+from keras_lightnets.layers.shuffle import channel_shuffle
 from keras_lightnets.tools.export import cpu, opened, tflite, verify
 from keras_lightnets.tools.quantize import _passes, bridge, ptq
 
@@ -42,6 +43,13 @@ def padded_pool(x):
     return layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(layers.ReLU()(x)))
 
 
+def shuffled(x):
+    for i in range(2):
+        x = layers.Conv2D(8, 1, groups=4, name=f"groups{i}")(x)
+        x = channel_shuffle(x, 4, f"swap{i}")
+    return layers.ReLU()(BatchNormalization()(x))
+
+
 # What stands between two convolutions of 8 channels.
 FORMS = {
     "average": layers.AveragePooling2D(2),
@@ -60,6 +68,7 @@ FORMS = {
         [layers.Conv2D(2, 1)(x) for _ in "1234567"]
     ),
     "gate": gated,
+    "shuffled groups": shuffled,
 }
 
 
@@ -113,6 +122,24 @@ def test_factors_of_gates_leave_no_operation():
     kinds = [step.kind for step in graph]
     assert "scale" not in kinds
     assert kinds.count("multiply") == 2
+
+
+def test_linear_runs_become_one_convolution():
+    graph = folded(network(shuffled))
+    plain = len(graph.steps)
+    cpu.linear.multiply_out(graph)
+    assert [step.kind for step in graph].count("conv") == 3
+    # Two groups, two shuffles of three operations and a factor are one convolution.
+    assert len(graph.steps) == plain - 8
+
+
+def test_trained_kernels_are_not_multiplied():
+    """Each of them keeps the rounding that it was trained with."""
+    graph = folded(network(shuffled))
+    for step in graph:
+        step.range = (-1.0, 1.0)
+    cpu.linear.multiply_out(graph)
+    assert [step.kind for step in graph].count("conv") == 4
 
 
 @pytest.mark.parametrize("padding", [0, 1])

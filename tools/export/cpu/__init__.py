@@ -8,7 +8,7 @@ time.
 
 from collections.abc import Callable
 
-from keras_lightnets.tools.export.cpu import forms, picture, scales
+from keras_lightnets.tools.export.cpu import forms, linear, picture, scales
 from keras_lightnets.tools.quantize import _passes
 from keras_lightnets.tools.quantize._graph import Graph
 
@@ -16,6 +16,7 @@ INT8: tuple[Callable[[Graph], None], ...] = (
     _passes.expand_hard_swish,
     forms.prelus_to_sums,
     forms.extremes_to_sums,
+    linear.multiply_out,
     forms.gathers_to_kernels,
     forms.pools_to_depthwise,
     forms.nearest_to_concats,
@@ -27,6 +28,8 @@ INT8: tuple[Callable[[Graph], None], ...] = (
     forms.relus_to_depthwise,
 )
 FLOAT: tuple[Callable[[Graph], None], ...] = (
+    linear.multiply_out,
+    forms.gathers_to_kernels,
     forms.pads_to_concats,
     picture.normalise_rows,
     scales.fold_scales,

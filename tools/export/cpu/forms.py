@@ -11,6 +11,8 @@ from keras_lightnets.tools.quantize import rules
 from keras_lightnets.tools.quantize._graph import Graph, Step
 
 MOST_JOINED = 5
+# Top of the range of a tensor that is 0 everywhere.
+SMALLEST = 1e-6
 
 
 def pools_to_depthwise(graph: Graph) -> None:
@@ -48,7 +50,7 @@ def prelus_to_sums(graph: Graph) -> None:
         if slopes.size not in (1, int(step.shape[-1] or 0)) or np.any(slopes > 1):
             continue
         (source,) = step.inputs
-        low = _low(graph, source)
+        low = steps.range_of(graph, source)[0]
         scaled = Step(
             f"{step.name}_scaled",
             "scale",
@@ -58,17 +60,11 @@ def prelus_to_sums(graph: Graph) -> None:
         )
         rest = Step(f"{step.name}_rest", "relu", (scaled.name,), shape=step.shape)
         if step.range is not None:
-            rest.range = (0.0, max(float(np.max(1 - slopes)) * -low, 1e-6))
+            rest.range = (0.0, max(float(np.max(1 - slopes)) * -low, SMALLEST))
         total = Step(
             step.name, "add", (source, rest.name), shape=step.shape, range=step.range
         )
         steps.replace(graph, step.name, (scaled, rest, total))
-
-
-def _low(graph: Graph, name: str) -> float:
-    """Return the lowest value of a tensor in int8, 0 where that is not known."""
-    step = graph.steps.get(name)
-    return step.range[0] if step is not None and step.range is not None else 0.0
 
 
 def extremes_to_sums(graph: Graph) -> None:
@@ -81,9 +77,9 @@ def extremes_to_sums(graph: Graph) -> None:
             f"{step.name}_apart", "subtract", (first, second), shape=step.shape
         )
         rest = Step(f"{step.name}_rest", "relu", (apart.name,), shape=step.shape)
-        ranges = [getattr(graph.steps.get(name), "range", None) for name in step.inputs]
-        if step.range is not None and all(ranges):
-            rest.range = (0.0, max(ranges[0][1] - ranges[1][0], 1e-6))
+        if step.range is not None:
+            top = steps.range_of(graph, first)[1] - steps.range_of(graph, second)[0]
+            rest.range = (0.0, max(top, SMALLEST))
         kind, base = ("add", second) if step.kind == "maximum" else ("subtract", first)
         total = Step(
             step.name, kind, (base, rest.name), shape=step.shape, range=step.range
@@ -142,7 +138,7 @@ def concats_of_few(graph: Graph) -> None:
         if step.kind != "concat" or len(step.inputs) <= MOST_JOINED:
             continue
         axis = step.config["axis"] % len(step.shape)
-        inputs, added = list(step.inputs), []
+        inputs, added = list(step.inputs), list[Step]()
         while len(inputs) > MOST_JOINED:
             few, inputs = inputs[:MOST_JOINED], inputs[MOST_JOINED:]
             size = sum(steps.shape(graph, name)[axis] for name in few)

@@ -75,6 +75,17 @@ def depthwise(
     step.weights = {"kernel": kernel[..., None].astype("float32")}
 
 
+def range_of(graph: Graph, name: str) -> tuple[float, float]:
+    """Return the range of a tensor in int8, that of its values where it keeps them.
+
+    Only for a graph that has ranges; (0, 0) where none is found.
+    """
+    step = graph.steps.get(name)
+    while step is not None and step.range is None:
+        step = graph.steps.get(step.inputs[0])
+    return step.range if step is not None and step.range is not None else (0.0, 0.0)
+
+
 def keep_range(graph: Graph, step: Step) -> None:
     """Give a step the range of its input, whose values it keeps.
 
