@@ -154,7 +154,7 @@ def test_file_that_the_interpreter_refuses_says_so(monkeypatch):
     def refuse(content, threads):
         raise RuntimeError("node 7 failed to prepare")
 
-    monkeypatch.setattr(bench, "_timer", refuse)
+    monkeypatch.setattr(bench, "timer", refuse)
     (found,) = bench.bench(["ghostnet"], threads=[1], runs=1)
     assert found.problem == "LiteRT refuses: node 7 failed to prepare"
     assert found.latency_ms is None
