@@ -8,7 +8,10 @@ from importlib import metadata
 from typing import Any
 
 DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
-ORDER = ("bccd", "coco128", "input_pipeline", "train_step", "families", "startup")
+ORDER = (
+    *("bccd", "bccd_heads", "coco128", "camvid", "espnet", "seg_heads"),
+    *("input_pipeline", "train_step", "families", "startup"),
+)
 PACKAGES = ("tensorflow", "keras", "numpy", "albumentations", "ai-edge-litert")
 
 INTRO = """# Benchmarks

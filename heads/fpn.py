@@ -15,8 +15,9 @@ from keras_lightnets.heads.anchors import (
 )
 from keras_lightnets.layers import activate, pad_for
 
-# What the head reads: strides 8, 16 and 32.
-ENDPOINTS = (("c3",), ("c4",), ("c5", "features"))
+# What the head reads: strides 8, 16 and 32; the last behind the backbone's last 1x1
+# convolution, as the Object Detection API does ("layer_19" of MobileNetV2).
+ENDPOINTS = (("c3",), ("c4",), ("features", "c5"))
 
 _ROOT = 2.0**0.5
 
@@ -133,7 +134,7 @@ def fpn_lite(features: Mapping[str, Any], config: FPNLiteConfig) -> dict[str, An
     output `head_boxes_dw_conv|conv`, shared; `head_boxes` and `head_scores` at the end.
 
     Args:
-        features: Feature maps by endpoint: "c3", "c4" and "c5" or "features".
+        features: Feature maps by endpoint: "c3", "c4" and "features" or "c5".
             Others are not read.
         config: The head.
 

@@ -170,8 +170,10 @@ for _verb in ("train", "eval", "predict"):
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="Folder that `train` has written.")],
-    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Folder that `train` has written."),
+    ],
     format: Annotated[
         list[str] | None,
         typer.Option(help="tflite-float32, tflite-float16, tflite-int8, edgetpu."),
@@ -181,6 +183,9 @@ def export(
     ] = 0,
     reuse_qat: Annotated[
         bool, typer.Option(help="Take the quantised model of the last export.")
+    ] = False,
+    equalise: Annotated[
+        bool, typer.Option(help="Give channels like ranges first; for ESPNet.")
     ] = False,
     io: Annotated[
         str | None, typer.Option(help="uint8, int8 or float ends of int8 files.")
@@ -195,12 +200,15 @@ def export(
     from keras_lightnets._deploy import DeployOptions, deploy
     from keras_lightnets.tasks.commands import finish
 
+    run, *more = words  # more: what follows the first of `--format a b`
+
     def work() -> dict[str, Any]:
         options = {
             "run": run,
-            "formats": tuple([*(format or ()), *(more or ())]) or ("edgetpu",),
+            "formats": tuple([*(format or ()), *more]) or ("edgetpu",),
             "qat_epochs": qat_epochs,
             "reuse_qat": reuse_qat,
+            "equalise": equalise,
             "io": io,
             "postprocess": postprocess,
         }

@@ -34,6 +34,9 @@ class DeployOptions(Options):
         False, description="Take the quantisation-aware model of the last export."
     )
     calibration: int = Field(100, ge=1, description="Training pictures for ranges.")
+    equalise: bool = Field(
+        False, description="Give channels like ranges first; ESPNet needs it."
+    )
     io: str | None = Field(None, description="Type of the int8 files' ends.")
     postprocess: bool = Field(False, description="Append the detection op.")
 
@@ -91,6 +94,10 @@ class Deployment:
         self.config = self.task.config.parse(self.about["config"])
         self.data = self.task.open_data(self.config)
         self.model = keras_lightnets.load_model(path)
+        if options.equalise:
+            from keras_lightnets.tools.quantize.equalise import PICTURES, equalise
+
+            self.model = equalise(self.model, self._pictures("train", PICTURES))
         self.quantised: Any = None
         self._judge = self.task.evaluate_fn(self.config, self.data.val)
 

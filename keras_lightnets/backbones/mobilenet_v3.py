@@ -96,7 +96,9 @@ class MobileNetV3Spec(ModelSpec):
         stem: Channels of the stem, multiplied only by widths above 1.
         act: Activation of the stem and of the last layers.
         reduced_tail: Halve the channels of stage 5 and of what follows, as
-            detection and segmentation do (section 6.3 of the paper).
+            detection does (section 6.3 of the paper).
+        reduced_expand: Halve the expansion of stage 5's first block too; with it the
+            paper's segmenters have the parameters of its table 7.
         dilate_first: Dilate the very convolution that loses its stride to
             `output_stride`, as torchvision's segmentation does.
     """
@@ -107,6 +109,7 @@ class MobileNetV3Spec(ModelSpec):
     stem: int = 16
     act: str = HS
     reduced_tail: bool = False
+    reduced_expand: bool = False
     dilate_first: bool = False
 
 
@@ -293,7 +296,10 @@ def _out(spec: MobileNetV3Spec, row: Row) -> int:
 def _expand(spec: MobileNetV3Spec, block: Block[Row]) -> int:
     """Return the expanded channels; the width keeps their ratio, as in TensorFlow."""
     before = spec.rows[block.index - 1].out if block.index else spec.stem
-    return make_divisible(block.channels * block.row.expand / before, spec.divisor)
+    row, share = block.row, 1.0
+    if spec.reduced_expand and row.stage == 5 and row.out != before:
+        share = 0.5  # the first; the others' expansion follows their halved input
+    return make_divisible(block.channels * row.expand * share / before, spec.divisor)
 
 
 def _expanded(spec: MobileNetV3Spec, block: Block[Row]) -> bool:

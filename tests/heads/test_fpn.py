@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lightnets import heads
+import keras_lightnets
+from keras_lightnets import cost, heads
 from keras_lightnets.heads import fpn
 from keras_lightnets.heads.anchors import OctaveAnchorConfig
 
@@ -49,6 +50,29 @@ def test_parameters_by_the_description(model):
         for weight in layer.trainable_weights
     )
     assert count == expected
+
+
+def test_reads_what_the_object_detection_api_reads():
+    """Blocks 7 and 14 of MobileNetV2, and its last convolution of 1280 channels."""
+    levels = ("c1", "c2", "c3", "c4_expand", "c4", "c5")
+    assert heads.pick_endpoints("fpn_lite", levels) == ("c3", "c4", "features")
+
+
+@pytest.mark.full
+def test_parameters_with_mobilenet_v2():
+    """SSD MobileNet V2 FPNLite 320x320: backbone, and the description's sum."""
+    body = keras_lightnets.create_model(
+        "mobilenet_v2",
+        include_top=False,
+        weights=None,
+        input_shape=(320, 320, 3),
+        endpoints=("c3", "c4", "features"),
+    )
+    config = fpn.FPNLiteConfig(classes=90, image_size=320)
+    whole = cost.total(heads.attach(body, "fpn_lite", config))
+    assert whole.params - cost.total(body).params == 402_100
+    assert whole.params == 2_625_972
+    assert whole.madds / 1e6 == pytest.approx(983.40, abs=0.01)
 
 
 def test_odd_sizes_and_rows(model):

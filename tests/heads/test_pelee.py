@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import keras_lightnets
-from keras_lightnets import heads
+from keras_lightnets import cost, heads
 from keras_lightnets.heads import pelee
 from keras_lightnets.heads.anchors import AnchorConfig
 
@@ -40,6 +40,10 @@ def test_kernels_are_the_authors():
         round_up=True,
     )
     model = heads.attach(body, "pelee", pelee.PeleeConfig(classes=20))
+    # The paper's 5.4 million and 1.21 billion.
+    whole = cost.total(model)
+    assert whole.params == 5_425_892
+    assert whole.madds / 1e9 == pytest.approx(1.21, abs=0.006)
     assert {k: v.shape[1:] for k, v in body.output.items()} == {
         "c4": (19, 19, 512),
         "c5": (10, 10, 704),
@@ -50,6 +54,21 @@ def test_kernels_are_the_authors():
         if isinstance(layer, keras.layers.Conv2D)
     )
     assert count == KERNELS
+
+
+@pytest.mark.full
+def test_counts_for_coco():
+    """The paper's 5.98 million and 1.29 billion; we count 1.284."""
+    body = keras_lightnets.PeleeNet(
+        include_top=False,
+        weights=None,
+        input_shape=(304, 304, 3),
+        endpoints=("c4", "c5"),
+        round_up=True,
+    )
+    whole = cost.total(heads.attach(body, "pelee", pelee.PeleeConfig(classes=80)))
+    assert whole.params / 1e6 == pytest.approx(5.98, abs=0.005)
+    assert whole.madds / 1e9 == pytest.approx(1.29, abs=0.007)
 
 
 def test_default_boxes_are_the_authors():

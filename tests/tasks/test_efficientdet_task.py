@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_lightnets.heads import efficientdet
-from keras_lightnets.tasks import detect, finder, run
+from keras_lightnets.tasks import detect, finder
 from keras_lightnets.tasks.detector import DetectConfig
 from keras_lightnets.tools import runtime
 
@@ -80,36 +80,3 @@ def test_suppression_is_chosen_by_options():
             np.testing.assert_allclose(found.scores, sigmoid, rtol=1e-4)
         np.testing.assert_allclose(found.boxes[0], [19.2, 19.2, 44.8, 44.8], rtol=1e-5)
     assert seen == {"plain": [0, 1], "agnostic": [0], "soft": [0, 1, 0]}
-
-
-@pytest.mark.train
-def test_trains_quantises_and_exports_with_the_op(config):
-    from keras_lightnets import _deploy
-
-    # Two steps per epoch: statistics and scores must move fast to show anything.
-    fast = {
-        "epochs": 30,
-        "learning_rate": 0.01,
-        "bn_momentum": 0.8,
-        "augment": "none",
-        "ema": 0.0,
-    }
-    result = detect.train(config.replace(**fast, eval_every=10))
-    assert result["best"]["mAP50"] > 0.2
-    assert run.find_model(config.folder).is_file()
-    deployed = _deploy.deploy(
-        _deploy.DeployOptions(
-            run=str(config.folder),
-            formats=("edgetpu",),
-            qat_epochs=1,
-            qat_batch_size=4,
-            calibration=8,
-            postprocess=True,
-        )
-    )
-    file = deployed["files"]["edgetpu"]
-    assert not file["verification"]["float_ops"]
-    assert file["agreement"] > 0.97
-    assert file["postprocess"]["unmatched"] == 0
-    assert file["ops"]["TFLite_Detection_PostProcess"] == 1
-    assert file["metrics"]["mAP"] == pytest.approx(deployed["qat"]["mAP"], abs=0.05)

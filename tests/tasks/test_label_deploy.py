@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from drawn import HEIGHT, NAMES, SIDE, WIDTH, write_pictures, write_split
 
-from keras_lightnets import _deploy
+from keras_lightnets import _deploy, heads
 from keras_lightnets.tasks import classify, segment
 from keras_lightnets.tasks.classifier import ClassifyConfig
 from keras_lightnets.tasks.segmenter import SegmentConfig
@@ -26,6 +26,19 @@ TINY = {
 }
 
 
+# Segmentation head -> what of the training differs from TINY.
+SEGMENTERS = {
+    "lraspp": {"head_options": {"filters": 16}},
+    "raspp": {"head_options": {"filters": 16}},
+    "deeplabv3": {"head_options": {"filters": 16}},
+    "eseg_lite_s": {"head_options": {"channels": 16, "cells": 1}},
+    "eseg_s": {"head_options": {"channels": 16, "cells": 1}},
+    "espnet": {"backbone": "espnet_encoder_q3", "backbone_options": {}},
+    "espnet_c": {"backbone": "espnet_encoder_q3", "backbone_options": {}},
+    "espnet_v2": {"backbone": "espnet_v2_050", "backbone_options": {}},
+}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("deploy")
@@ -36,18 +49,19 @@ def runs(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", params=["lraspp", "raspp", "deeplabv3", "classify"])
+@pytest.fixture(scope="module", params=[*SEGMENTERS, "classify"])
 def exported(request, runs):
     """Return task, run folder and what the export has measured."""
-    shared = {**TINY, "runs": str(runs / "runs"), "name": request.param}
+    tiny = {**TINY, **SEGMENTERS.get(request.param, {})}
+    shared = {**tiny, "runs": str(runs / "runs"), "name": request.param}
     if request.param == "classify":
         data = {"data": str(runs / "train"), "val_data": str(runs / "val")}
         config = ClassifyConfig(**shared, **data, image_size=SIDE)
         classify.train(config)
     else:
         size = {"image_size": WIDTH, "image_height": HEIGHT}
-        slim = {"head_options": {"filters": 16}, "head": request.param}
-        config = SegmentConfig(**shared, **slim, data=str(runs / "scenes"), **size)
+        data = {"data": str(runs / "scenes"), "head": request.param}
+        config = SegmentConfig(**shared, **data, **size)
         segment.train(config)
     options = _deploy.DeployOptions(
         run=str(config.folder),
@@ -56,6 +70,15 @@ def exported(request, runs):
         calibration=8,
     )
     return config, _deploy.deploy(options)
+
+
+def test_every_kind_of_head_is_walked():
+    def kind(head):
+        row = heads.HEADS[head]
+        return row.build, row.defaults.get("fusion"), row.defaults.get("act")
+
+    found = {kind(name) for name in heads.for_task("segment")}
+    assert found == {kind(name) for name in SEGMENTERS}
 
 
 @pytest.mark.export
