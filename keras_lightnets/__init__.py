@@ -17,7 +17,7 @@ from typing import Any
 
 from keras_lightnets._version import __version__ as __version__
 
-_PUBLIC = ("create_model", "get_spec", "list_models", "load_model")
+_PUBLIC = ("create_model", "get_spec", "keep_memory", "list_models", "load_model")
 # Whole dense networks: backbone and head in one.
 _DENSE = ("ESPNet", "ESPNetC", "ESPNetV2Segmenter")
 
@@ -96,6 +96,8 @@ def __getattr__(name: str) -> Any:
 
     if name in ("get_spec", "list_models"):
         return getattr(_registry, name)
+    if name == "keep_memory":
+        return importlib.import_module("keras_lightnets._memory").keep_memory
     if name in _registry.FAMILIES:
         return _registry.family_module(name)
     if name in _DENSE:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+import keras_lightnets
 from keras_lightnets._errors import unknown
 from keras_lightnets.tasks import framework, run
 from keras_lightnets.tasks.config import Options
@@ -79,8 +80,6 @@ class Deployment:
     """
 
     def __init__(self, options: DeployOptions) -> None:
-        import keras_lightnets
-
         path = run.find_model(options.run)
         self.options = options
         self.folder = path.parent
@@ -136,6 +135,7 @@ class Deployment:
     def _train_quantised(self, state: Path) -> list[dict[str, float]]:
         from keras_lightnets.tools.quantize import qat
 
+        keras_lightnets.keep_memory()
         config = self.config.replace(batch_size=self.options.qat_batch_size)
         batches = self.task.batches(config, "train", self.data.train)
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+import keras_lightnets
 from keras_lightnets._errors import unknown
 from keras_lightnets.tasks import callbacks
 from keras_lightnets.tasks.config import TaskConfig
@@ -175,10 +176,14 @@ class SetEpoch(keras.callbacks.Callback):
 def prepare_backend(config: TaskConfig) -> None:
     """Seed all generators and, if wanted, make TensorFlow repeat bit for bit.
 
+    On the CPU the process also keeps the memory it frees from here on.
+
     Args:
         config: Gives seed and determinism.
     """
     keras.utils.set_random_seed(config.seed)
+    if on_cpu():
+        keras_lightnets.keep_memory()
     if config.deterministic and keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
