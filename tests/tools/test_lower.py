@@ -1,22 +1,290 @@
 """Lowering for a target: equal in float, and only operations that it runs."""
 
+from collections import Counter
+
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
 pytest.importorskip("tf_keras")
 pytest.importorskip("ai_edge_litert")
 
-from quant_models import pictures
+from quant_models import pictures, settle
 
-from keras_lightnets.tools.export import lower, tflite
-from keras_lightnets.tools.quantize import bridge
+from keras_lightnets.layers import SelectChannels, channel_shuffle, channel_split
+from keras_lightnets.layers.channelwise import channelwise_conv
+from keras_lightnets.tools.export import edgetpu, lower, tflite
+from keras_lightnets.tools.export.lower import cost, steps
+from keras_lightnets.tools.quantize import _passes, bridge
+from keras_lightnets.tools.quantize._graph import Graph, Step
+
+SIDE = 8
+
+
+def conv(x, filters, kernel, name, groups=1, strides=1):
+    x = layers.Conv2D(
+        filters, kernel, strides, "same", groups=groups, use_bias=False, name=name
+    )(x)
+    return layers.BatchNormalization(name=f"{name}_bn")(x)
+
+
+def depthwise(x, name):
+    x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=name)(x)
+    return layers.BatchNormalization(name=f"{name}_bn")(x)
+
+
+def shuffle_unit(x):
+    y = layers.ReLU(name="squeeze_act")(conv(x, 12, 1, "squeeze", groups=3))
+    y = depthwise(channel_shuffle(y, 3, "unit"), "middle")
+    y = conv(y, 24, 1, "expand", groups=3)
+    return layers.ReLU(name="sum_act")(layers.Add(name="sum")([x, y]))
+
+
+def split_units(x):
+    for i in range(3):
+        kept, y = channel_split(x, f"unit{i}")
+        y = layers.ReLU(name=f"a{i}_act")(conv(y, 12, 1, f"a{i}"))
+        y = conv(depthwise(y, f"b{i}"), 12, 1, f"c{i}")
+        y = layers.ReLU(name=f"c{i}_act")(y)
+        x = layers.Concatenate(name=f"join{i}")([kept, y])
+        x = channel_shuffle(x, 2, f"mix{i}")
+    return x
+
+
+def interleaved(x):
+    x = layers.Conv2D(24, 3, padding="same", groups=12, use_bias=False, name="a")(x)
+    x = channel_shuffle(x, 12, "there")
+    x = layers.Conv2D(24, 1, groups=2, use_bias=False, name="b")(x)
+    x = channel_shuffle(x, 2, "back")
+    return layers.ReLU(name="act")(layers.BatchNormalization(name="bn")(x))
+
+
+def repeated_channels(x):
+    """Each taken channel has its own normalisation, so that copies differ."""
+    x = SelectChannels(indices=[5, 0, 0, 23, 7, 5, 1, 2], name="select")(x)
+    x = layers.ReLU(name="act")(layers.BatchNormalization(name="bn")(x))
+    return conv(x, 8, 1, "mix", groups=4)
+
+
+def along_channels(x):
+    x = channelwise_conv(x, 5, 2, "wide")
+    return layers.ReLU(name="act")(layers.BatchNormalization(name="bn")(x))
+
+
+def gated(x):
+    """A shuffle in front of a gate, its other input an unshuffled convolution."""
+    y = channel_shuffle(conv(x, 24, 1, "a"), 4, "mix")
+    gate = layers.GlobalAveragePooling2D(keepdims=True, name="pool")(y)
+    gate = layers.Conv2D(24, 1, activation="hard_sigmoid", name="gate")(gate)
+    y = layers.Multiply(name="gated")([y, gate])
+    y = layers.Maximum(name="largest")([y, conv(x, 24, 1, "b")])
+    return layers.Activation("hard_silu", name="act")(y)
+
+
+def padded(x):
+    x = layers.ZeroPadding2D(((0, 1), (0, 1)), name="even_pad")(x)
+    x = layers.Conv2D(8, 3, 2, use_bias=False, name="even")(x)
+    x = layers.ZeroPadding2D(1, name="odd_pad")(x)
+    return layers.Conv2D(8, 3, 2, use_bias=False, name="odd")(x)
+
+
+def channel_by_channel(x):
+    x = layers.MaxPooling2D(4, name="pool")(x)
+    x = layers.Permute((3, 1, 2), name="swap")(x)
+    return layers.Dense(5, name="logits")(layers.Flatten(name="flat")(x))
+
+
+def both_outputs(x):
+    x = channel_shuffle(layers.ReLU(name="act")(conv(x, 24, 1, "a")), 3, "mix")
+    return [x, conv(x, 8, 1, "b")]
+
+
+UNITS = {
+    unit.__name__: unit
+    for unit in (
+        shuffle_unit, split_units, interleaved, repeated_channels, along_channels,
+        gated, padded, channel_by_channel, both_outputs,
+    )
+}  # fmt: skip
+
+
+def model_of(unit, channels=24):
+    keras.utils.set_random_seed(3)
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = layers.Conv2D(channels, 3, padding="same", name="stem")(image)
+    x = layers.ReLU(name="stem_act")(x)
+    return settle(keras.Model(image, unit(x)))
+
+
+def lowered(model, target="edgetpu"):
+    graph = bridge.to_graph(model).copy()
+    _passes.fold_norms(graph)
+    _passes.bake(graph)
+    return lower.lower(graph, target)
+
+
+def difference(model, graph):
+    """Largest difference of an output, in shares of its largest value."""
+    images = pictures(2, SIDE).astype("float32") / 255 - 0.5
+    twin, _ = bridge.emit(graph, batch=2)
+    want, got = model(images, training=False), twin(images, training=False)
+    if not isinstance(want, list):
+        want, got = [want], [got]
+    return max(
+        np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(a)).max()
+        for a, b in zip(want, got, strict=True)
+    )
+
+
+def check_kinds(graph):
+    kinds = Counter(step.kind for step in graph)
+    assert not kinds["permute"] + kinds["gather"]
+    assert all(step.config.get("groups", 1) == 1 for step in graph)
+    return kinds
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_lowered_network_equals_the_network(name):
+    model = model_of(UNITS[name])
+    graph = lowered(model)
+    check_kinds(graph)
+    assert difference(model, graph) < 1e-5
+
+
+def random_unit(seed):
+    """Blocks drawn at random: groups, shuffles, splits, gates, selections."""
+    rng = np.random.default_rng(seed)
+
+    def unit(x):
+        for i in range(6):
+            size = x.shape[-1]
+            kind = rng.choice(["groups", "shuffle", "split", "sum", "select", "pool"])
+            if kind == "groups":
+                groups = int(rng.choice([2, 3, size]))
+                x = conv(x, size, int(rng.choice([1, 3])), f"conv{i}", groups=groups)
+            elif kind == "shuffle":
+                x = channel_shuffle(x, int(rng.choice([2, 3, 4])), f"mix{i}")
+            elif kind == "split":
+                kept, y = channel_split(x, f"cut{i}", left=size // 2)
+                y = layers.ReLU(name=f"cut{i}_act")(depthwise(y, f"dw{i}"))
+                x = layers.Concatenate(name=f"join{i}")([y, kept])
+            elif kind == "sum":
+                y = channel_shuffle(conv(x, size, 1, f"part{i}"), 2, f"part{i}_mix")
+                x = layers.Add(name=f"sum{i}")([x, y])
+            elif kind == "select":
+                index = [int(k) for k in rng.integers(0, size, 24)]
+                x = SelectChannels(indices=index, name=f"select{i}")(x)
+            else:
+                x = layers.ReLU(6.0, name=f"act{i}")(x)
+                x = layers.AveragePooling2D(3, 1, "same", name=f"pool{i}")(x)
+        return conv(x, 4, 1, "last")
+
+    return unit
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_networks_stay_equal(seed):
+    model = model_of(random_unit(seed))
+    graph = lowered(model)
+    check_kinds(graph)
+    assert difference(model, graph) < 1e-5
+
+
+def test_shuffles_leave_no_operation():
+    before = Counter(step.kind for step in bridge.to_graph(model_of(shuffle_unit)))
+    kinds = check_kinds(lowered(model_of(shuffle_unit)))
+    assert before["reshape"] == 2
+    assert kinds["reshape"] == kinds["slice"] == kinds["concat"] == 0
+    assert kinds["conv"] == before["conv"]
+
+
+def test_norm_behind_a_shuffle_is_part_of_the_convolution():
+    kinds = check_kinds(lowered(model_of(interleaved)))
+    assert kinds == {"conv": 3, "relu": 2}
+
+
+def test_padding_that_fuses_is_gone_and_other_padding_stays():
+    graph = lowered(model_of(padded))
+    pads = [step.name for step in graph if step.kind == "zero_pad"]
+    assert pads == ["odd_pad"]
+    assert graph.steps["even"].config["padding"] == "same"
+
+
+def test_cpu_keeps_its_fast_operations():
+    graph = lowered(model_of(shuffle_unit), "cpu")
+    assert graph.steps["squeeze"].config["groups"] == 3
+    assert any(step.kind == "permute" for step in graph)
+
+
+def test_narrow_groups_are_joined_and_wide_ones_cut():
+    assert cost.best_parts((4, 32, 32), 1, (49, 49), False)[1] == 1
+    assert cost.best_parts((4, 1024, 1024), 9, (196, 196), False)[1] == 4
+    # Bytes that come over USB weigh more than an operation more.
+    sizes, taps, area = (8, 256, 256), 9, (49, 49)
+    cached = cost.best_parts(sizes, taps, area, False)[1]
+    assert cost.best_parts(sizes, taps, area, True)[1] > cached
+
+
+def test_cut_convolution_equals_the_whole(monkeypatch):
+    """Forced: at this size a single convolution would cost less."""
+    monkeypatch.setattr(cost, "best_parts", lambda *_: (0.0, 3))
+    model = model_of(shuffle_unit)
+    graph = lowered(model)
+    kinds = check_kinds(graph)
+    assert kinds["slice"] >= 3
+    assert difference(model, graph) < 1e-5
+    # The ReLU stands in front of the concatenation, where it fuses.
+    joined = [step for step in graph if step.kind == "concat"]
+    assert {graph.steps[name].kind for name in joined[0].inputs} <= {"relu", "conv"}
+
+
+def test_dense_kernel_has_zeros_between_groups():
+    kernel = np.arange(1, 13, dtype="float32").reshape(1, 1, 2, 6)
+    made = steps.dense_kernel(kernel, 3)[0, 0]
+    assert made.shape == (6, 6)
+    np.testing.assert_array_equal(made[2:4, 2:4], kernel[0, 0, :, 2:4])
+    assert np.count_nonzero(made) == 12
+
+
+def test_steps_come_in_order_and_unread_ones_go():
+    def step(name, *inputs):
+        return Step(name, "relu", inputs, shape=(None, 2, 2, 1))
+
+    made = [step("c", "b"), step("unread", "a"), step("b", "a"), step("a", "image")]
+    graph = Graph(
+        "g", {"image": (None, 2, 2, 1)}, {s.name: s for s in made}, {"o": "c"}, "tensor"
+    )
+    steps.settle(graph)
+    assert list(graph.steps) == ["a", "b", "c"]
 
 
 def test_unknown_target_is_refused():
-    image = keras.Input((8, 8, 3), name="image")
-    model = keras.Model(image, layers.Conv2D(4, 3, name="conv")(image))
+    model = model_of(padded)
     with pytest.raises(ValueError, match="tpu.*edgetpu"):
         lower.lower(bridge.to_graph(model), "tpu")
     with pytest.raises(ValueError, match="tpu.*edgetpu"):
         tflite.convert(model, "int8", "int8", pictures(1), "tpu")
+
+
+def everything(x):
+    x = interleaved(shuffle_unit(x))
+    x = split_units(x)
+    x = layers.Activation("hard_silu", name="top_act")(gated_end(x))
+    return channel_by_channel(x)
+
+
+def gated_end(x):
+    return channel_shuffle(conv(x, 24, 1, "end"), 4, "end_mix")
+
+
+def test_int8_file_is_mapped_whole():
+    model = model_of(everything)
+    samples = pictures(4, SIDE).astype("float32") / 255 - 0.5
+    content = tflite.convert(model, "int8", "int8", samples, "edgetpu")
+    found = edgetpu.verdict(content, compiler=False)
+    assert found.all_mapped, found.table()
+    got = tflite.run(content, samples)
+    want = np.asarray(model(samples, training=False))
+    (array,) = got.values()
+    assert np.abs(array - want).mean() < 0.05 * np.abs(want).max()

@@ -14,12 +14,26 @@ from keras_lightnets.tools.export._flatbuffer import Op
 CACHE_BYTES = 16 * 512 * 1024
 
 
-def _ceil(value: int, step: int) -> int:
+def ceil_to(value: int, step: int) -> int:
+    """Return the next multiple of a step."""
     return -(-value // step) * step
 
 
-def _outputs_padded(channels: int) -> int:
-    return _ceil(channels, 16 if channels <= 64 else 64)
+def outputs_padded(channels: int) -> int:
+    """Return the filters that the compiler stores for a number of them."""
+    return ceil_to(channels, 16 if channels <= 64 else 64)
+
+
+def kernel_bytes(taken: int, made: int, taps: int) -> int:
+    """Return the bytes of a convolution's or a dense layer's parameters.
+
+    Args:
+        taken: Input channels.
+        made: Output channels.
+        taps: Height times width of the kernel.
+    """
+    padded = outputs_padded(made)
+    return taps * ceil_to(taken, 4) * padded + 8 * padded
 
 
 def parameter_bytes(op: Op) -> int:
@@ -33,7 +47,6 @@ def parameter_bytes(op: Op) -> int:
         return 0
     if op.name == "DEPTHWISE_CONV_2D":
         _, high, wide, channels = weights.shape
-        return 3 * high * wide * _ceil(channels, 64) + 8 * channels
+        return 3 * high * wide * ceil_to(channels, 64) + 8 * channels
     made, taken = weights.shape[0], weights.shape[-1]
-    padded = _outputs_padded(made)
-    return math.prod(weights.shape[1:-1]) * _ceil(taken, 4) * padded + 8 * padded
+    return kernel_bytes(taken, made, math.prod(weights.shape[1:-1]))

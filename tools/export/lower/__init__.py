@@ -12,15 +12,41 @@ from collections.abc import Callable, Mapping
 
 from keras_lightnets._errors import unknown
 from keras_lightnets.tools.export import cpu
+from keras_lightnets.tools.export._edgetpu_memory import CACHE_BYTES
+from keras_lightnets.tools.export.lower import channels, convs, cost, groups, reorder
 from keras_lightnets.tools.quantize import _passes
 from keras_lightnets.tools.quantize._graph import Graph
 
 Pass = Callable[[Graph], None]
 
+
+def _mix(graph: Graph) -> None:
+    """Choose plain kernels for gathers and groups; again if they do not fit the chip.
+
+    What does not fit its cache is sent with every picture, so that bytes then count
+    for more than operations.
+    """
+    for streamed in (False, True):
+        trial = graph.copy()
+        channels.fold_gathers(trial, streamed)
+        convs.merge_affine(trial)
+        groups.ungroup(trial, streamed)
+        if cost.parameter_bytes(trial) <= CACHE_BYTES:
+            break
+    graph.steps, graph.outputs = trial.steps, trial.outputs
+
+
 TARGETS: Mapping[str, tuple[Pass, ...]] = {
     # XNNPACK has fast kernels for grouped convolutions and transpositions.
     "cpu": cpu.INT8,
-    "edgetpu": (_passes.expand_hard_swish,),
+    "edgetpu": (
+        _passes.expand_hard_swish,
+        convs.fuse_pads,
+        convs.name_depthwise,
+        convs.widen_channelwise,
+        reorder.gathers,
+        _mix,
+    ),
 }
 
 
