@@ -288,3 +288,85 @@ def test_int8_file_is_mapped_whole():
     want = np.asarray(model(samples, training=False))
     (array,) = got.values()
     assert np.abs(array - want).mean() < 0.05 * np.abs(want).max()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network with shuffles and groups, prepared for int8 as it is published."""
+    keras.utils.set_random_seed(3)
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = layers.Rescaling(1 / 128, -127 / 128, name="normalise")(image)
+    x = layers.Conv2D(24, 3, padding="same", name="stem")(x)
+    x = shuffle_unit(layers.ReLU(name="stem_act")(x))
+    x = layers.GlobalAveragePooling2D(name="pool")(split_units(x))
+    model = settle(keras.Model(image, layers.Dense(5, name="logits")(x)))
+    from keras_lightnets.tools.quantize import qat
+
+    return model, qat.prepare(model, [pictures(16, SIDE), pictures(16, SIDE, seed=1)])
+
+
+@pytest.mark.export
+def test_trained_model_is_lowered_when_it_becomes_a_file(trained):
+    """Scales stay with their channels: the file rounds as the emulation does."""
+    made = trained[1]
+    content = tflite.convert(made, "int8", "int8", target="edgetpu")
+    found = edgetpu.verdict(content, compiler=False)
+    assert found.all_mapped, found.table()
+    opened = tflite.interpreter(content, "reference")
+    step = opened.get_output_details()[0]["quantization"][0]
+    images = pictures(16, SIDE, seed=7)
+    (got,) = tflite.run(opened, images).values()
+    want = np.asarray(made(images))
+    assert np.abs(got - want).mean() < 0.5 * step
+
+
+@pytest.mark.export
+def test_trained_weights_go_back_as_they_are(trained):
+    """Training sees the network as it is published: no weight is permuted."""
+    model, made = trained
+    before = made.source_weights()
+    tflite.convert(made, "int8", "int8", target="edgetpu")
+    after = made.source_weights()
+    assert before.keys() == after.keys()
+    kernel = np.asarray(model.get_layer("squeeze").kernel)
+    assert after["squeeze"]["kernel"].shape == kernel.shape
+    for name, weights in before.items():
+        for role, array in weights.items():
+            np.testing.assert_array_equal(after[name][role], array)
+    copy = keras.models.clone_model(model)
+    bridge.copy_back(made, copy)
+    np.testing.assert_allclose(copy.get_layer("squeeze").kernel, kernel, atol=1e-6)
+
+
+@pytest.mark.export
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shufflenet_v1_g3_025", "shufflenet_v2_050", "mobilenet_v3_small", "igcv2_025",
+        "igcv3_025", "condensenet_cifar_50", "channelnet_v3", "micronet_m0",
+    ],
+)  # fmt: skip
+def test_network_is_mapped_whole(name, tmp_path):
+    """Written through the export format, from its smallest variant."""
+    import keras_lightnets
+    from keras_lightnets.tools.export import formats
+
+    side = 32 if "cifar" in name else 64
+    model = settle(
+        keras_lightnets.create_model(
+            name, weights=None, input_shape=(side, side, 3), classifier_activation=None
+        )
+    )
+    graph = lowered(model)
+    check_kinds(graph)
+    images = pictures(2, side)
+    twin, _ = bridge.emit(graph, batch=2)
+    want = np.asarray(model(images.astype("float32"), training=False))
+    got = np.asarray(twin(images.astype("float32"), training=False))
+    assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+    path = tmp_path / "model.tflite"
+    made = formats.export(model, "edgetpu", path, list(pictures(4, side)))
+    content = path.read_bytes()
+    found = edgetpu.verdict(content, compiler=False)
+    assert found.all_mapped, found.table()
+    assert made.ops["CONV_2D"] > 0
