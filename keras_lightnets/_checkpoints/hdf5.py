@@ -16,10 +16,28 @@ _VARIABLES = {
     "layer_normalization": ("gamma", "beta"),
     "group_normalization": ("gamma", "beta"),
     "p_re_lu": ("alpha",),
+    "separable_conv2d": ("depthwise_kernel", "pointwise_kernel", "bias"),
     "normalization": ("mean", "variance", "count"),
 }
 _KERNEL = ("kernel", "bias")
-_SAME = {"depthwise_kernel": "kernel"}
+# What variables were called, by Keras 1 the last four.
+_SAME = {
+    "depthwise_kernel": "kernel",
+    "W": "kernel",
+    "b": "bias",
+    "running_mean": "moving_mean",
+    "running_std": "moving_variance",
+}
+# Kernels of a separable convolution, each as a layer of its own, as it is here.
+_HALVES = {"depthwise_kernel": "depthwise", "pointwise_kernel": "pointwise"}
+# Layers that nobody named: they are counted from 1 on, as a count goes on for as long
+# as a process does. Keras 1 called them otherwise.
+_UNNAMED = {
+    "batch_normalization": "batch_normalization",
+    "batchnormalization": "batch_normalization",
+    "conv2d": "conv2d",
+    "convolution2d": "conv2d",
+}
 _MOST_BYTES = 1 << 31
 
 
@@ -58,7 +76,9 @@ def read(stream: BinaryIO) -> Tree:
         stream: The open file.
 
     Returns:
-        The tree; `depthwise_kernel` is called `kernel`, as in Keras 3.
+        The tree; `depthwise_kernel` is called `kernel`, as in Keras 3, a separable
+        convolution is two layers, NAME/depthwise and NAME/pointwise, and unnamed
+        convolutions and batch normalisations are counted from 1 on.
 
     Raises:
         WeightsError: If the file is damaged or of another kind.
@@ -69,12 +89,39 @@ def read(stream: BinaryIO) -> Tree:
         with h5py.File(stream, "r") as file:
             root = file["model_weights"] if "model_weights" in file else file
             if "layer_names" in root.attrs or "layer_names0" in root.attrs:
-                return _legacy(root)
-            return _numbered(file)
+                return _counted(_legacy(root))
+            return _counted(_numbered(file))
     except WeightsError:
         raise
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise WeightsError(f"The HDF5 file is damaged or cut off: {error}") from error
+
+
+def _counted(tree: Tree) -> Tree:
+    """Count unnamed layers anew: what was made first is 1."""
+    order: dict[str, list[tuple[int, str]]] = {}
+    for layer in tree.layers:
+        stem, _, digits = layer.rpartition("_")
+        if not digits.isdigit():
+            stem, digits = layer, "0"
+        if stem in _UNNAMED:
+            order.setdefault(_UNNAMED[stem], []).append((int(digits), layer))
+    names = {
+        layer: f"{kind}_{place}"
+        for kind, found in order.items()
+        for place, (_, layer) in enumerate(sorted(found), start=1)
+    }
+    parts = ((key.partition("/"), value) for key, value in tree.tensors.items())
+    tensors = {f"{names.get(a, a)}{mark}{b}": value for (a, mark, b), value in parts}
+    layers = [names.get(layer, layer) for layer in tree.layers]
+    return Tree(tensors, layers, tree.config)
+
+
+def _place(layer: str, variable: str, separable: bool) -> str:
+    """Return the key of a variable."""
+    if separable and variable in _HALVES:
+        return f"{layer}/{_HALVES[variable]}/kernel"
+    return f"{layer}/{_SAME.get(variable, variable)}"
 
 
 def _legacy(root: Any) -> Tree:
@@ -83,11 +130,13 @@ def _legacy(root: Any) -> Tree:
     tensors: dict[str, np.ndarray] = {}
     for layer in layers:
         group = _child(root, layer)
-        for name in _texts(group.attrs, "weight_names"):
+        names = _texts(group.attrs, "weight_names")
+        separable = any("pointwise_kernel" in name for name in names)
+        for name in names:
             variable = name.rpartition("/")[2].partition(":")[0]
             if "seed_generator" in variable:
                 continue
-            key = f"{layer}/{_SAME.get(variable, variable)}"
+            key = _place(layer, variable.removeprefix(f"{layer}_"), separable)
             tensors[key] = _array(group, name)
     return Tree(tensors, layers)
 
@@ -144,7 +193,8 @@ def _add_layer(
             f"{', '.join(names)} were expected"
         )
     for index, name in zip(indices, names, strict=False):
-        tensors[f"{layer}/{name}"] = _array(group, index)
+        key = _place(layer, name, kind == "separable_conv2d")
+        tensors[key] = _array(group, index)
 
 
 def _find_vars(group: Any, path: str, found: list[tuple[str, Any]]) -> None:

@@ -147,6 +147,7 @@ _LEGACY = dataclasses.replace(
     ),
     hash="sha256:43020ad28",
 )
+KERAS = "tensorflow/keras-applications/xception"
 PCV_RULE = dataclasses.replace(TORCH_RULE, size=299)
 
 SPECS = (
@@ -162,6 +163,12 @@ SPECS = (
                 "a75b50eceb5fdfb1e1bfaada6820a448ce40e593",
                 PCV_RULE,
                 TORCH_CHANGES,
+            ),
+            _publishers.keras(
+                f"{KERAS}/xception_weights_tf_dim_ordering_tf_kernels",
+                _rule(0.8975),
+                "0a58e3b7378bc2990ea3b43d5981f1f6",
+                79.0,
             ),
         ),
     ),
@@ -300,11 +307,35 @@ def _pytorchcv_names(spec: XceptionSpec) -> dict[str, str]:
     return names | {"top_classifier": "output"}
 
 
+def _keras_names(spec: XceptionSpec) -> dict[str, str]:
+    """Name the layers as Keras does, whose shortcuts are only counted."""
+    names = {
+        f"stem_{i}_{part}": f"block1_conv{i}{end}"
+        for i in (1, 2)
+        for part, end in (("conv", ""), ("bn", "_bn"))
+    }
+    shortcuts = 0
+    for number, block in enumerate(_blocks(spec), start=2):
+        parts = {}
+        for i in range(1, len(block.row.outs) + 1):
+            theirs = f"sepconv{i}"
+            parts[f"sep{i}_dw_conv"] = f"{theirs}/depthwise"
+            parts[f"sep{i}_pw_conv"] = f"{theirs}/pointwise"
+            parts[f"sep{i}_pw_bn"] = f"{theirs}_bn"
+        names |= pairs(block.name, f"block{number}_", parts)
+        if _resized(block):
+            shortcuts += 1
+            names[f"{block.name}_shortcut_conv"] = f"conv2d_{shortcuts}"
+            names[f"{block.name}_shortcut_bn"] = f"batch_normalization_{shortcuts}"
+    return names | {"top_classifier": "predictions"}
+
+
 LAYOUTS = {
     "timm": Layout(names=_timm_names),
     "pytorchcv": Layout(
         names=_pytorchcv_names, changes=TORCH_CHANGES, preprocessing=PCV_RULE
     ),
+    "keras": Layout(names=_keras_names, kind="keras"),
 }
 FAMILY = Family(specs=SPECS, build=build, layouts=LAYOUTS)
 
