@@ -184,13 +184,14 @@ def padded_depthwise(
     )(x)
 
 
-def normalise(x: Any, spec: ModelSpec, name: str) -> Any:
+def normalise(x: Any, spec: ModelSpec, name: str, border: int = 0) -> Any:
     """Normalise by the batch's statistics: `{name}_bn`.
 
     Args:
         x: Tensor, channels last.
         spec: Gives epsilon and momentum.
         name: Stem of the layer's name.
+        border: Cells at each side that are padding, which statistics leave out.
 
     Returns:
         Tensor of the same shape.
@@ -199,7 +200,10 @@ def normalise(x: Any, spec: ModelSpec, name: str) -> Any:
         Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
     """
     return BatchNormalization(
-        epsilon=spec.bn_epsilon, momentum=spec.bn_momentum, name=f"{name}_bn"
+        border=border,
+        epsilon=spec.bn_epsilon,
+        momentum=spec.bn_momentum,
+        name=f"{name}_bn",
     )(x)
 
 

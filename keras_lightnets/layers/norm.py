@@ -17,6 +17,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
     another axis than the last of a rank-4 input, absent scale or offset,
     synchronised statistics, double precision), it is the parent.
 
+    Args:
+        border: Cells at each side of the map that are padding, as what an affine
+            function makes of zeros. The statistics of a batch leave them out; in
+            training they become what the moving statistics make of zeros, without
+            gradient. Without training they are cells as all others.
+        **kwargs: As the parent's.
+
     Example:
         >>> import numpy as np
         >>> layer = BatchNormalization(epsilon=1e-3)
@@ -26,6 +33,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Reference:
         Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
     """
+
+    def __init__(self, *, border: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.border = border
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the parent's config, and the border where there is one."""
+        config: dict[str, Any] = super().get_config()
+        return config | ({"border": self.border} if self.border else {})
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalise.
@@ -38,6 +54,21 @@ class BatchNormalization(keras.layers.BatchNormalization):
         Returns:
             Tensor of the inputs' shape and dtype.
         """
+        if self.border and training and self.trainable:
+            return self._padded(inputs, mask)
+        return self._normalised(inputs, training, mask)
+
+    def _padded(self, inputs: Any, mask: Any) -> Any:
+        """Normalise what is inside; put what zeros become around it."""
+        side = slice(self.border, -self.border)
+        inner = self._normalised(inputs[:, side, side], True, mask)
+        gain = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
+        edge = ops.stop_gradient(self.beta - self.moving_mean * gain)
+        edge = ops.cast(edge, inner.dtype)
+        both = (self.border, self.border)
+        return ops.pad(inner - edge, ((0, 0), both, both, (0, 0))) + edge
+
+    def _normalised(self, inputs: Any, training: bool | None, mask: Any) -> Any:
         fused = (
             keras.backend.backend() == "tensorflow"
             and mask is None

@@ -77,8 +77,8 @@ def diverse_branches(
     taken of the input, and the last branch has twice the channels within.
 
     The input is padded in front of a branch's first convolution, so that what its
-    second one sees at the border is what the first one makes of zeros, as in the
-    authors' code; only the statistics of a batch count these cells too.
+    second one sees at the border is what the first one makes of zeros; the statistics
+    of a batch leave these cells out. Both are as in the authors' code.
 
     Args:
         x: Tensor of shape (batch, height, width, channels).
@@ -118,19 +118,20 @@ def diverse_branches(
     part = f"{name}_mean"
     mean = layers.ZeroPadding2D(pad, name=f"{part}_pad")(x)
     if not single:
-        mean = conv_bn(mean, filters, 1, spec, f"{part}_first", groups=groups)
+        mean = _conv(mean, filters, 1, spec, f"{part}_first", (1, groups, 1))
+        mean = normalise(mean, spec, f"{part}_first", pad)
     mean = avg_pool(mean, kernel, stride, (0, 0), part, dilation)
     branches.append(normalise(mean, spec, part))
     part = f"{name}_series"
     padded = layers.ZeroPadding2D(pad, name=f"{part}_pad")(x)
-    inner = _first_of_series(padded, spec, f"{part}_first", groups, single)
+    inner = _first_of_series(padded, spec, f"{part}_first", groups, single, pad)
     last = _conv(inner, filters, kernel, spec, part, sizes)
     branches.append(normalise(last, spec, part))
     return layers.Add(name=f"{name}_add")(branches)
 
 
 def _first_of_series(
-    x: Any, spec: ModelSpec, name: str, groups: int, single: bool
+    x: Any, spec: ModelSpec, name: str, groups: int, single: bool, border: int
 ) -> Any:
     """Convolve 1x1 and normalise; twice the channels where each stands alone.
 
@@ -138,9 +139,11 @@ def _first_of_series(
     """
     channels, sizes = int(x.shape[-1]), (1, groups, 1)
     if single:
-        return normalise(_conv(x, 2 * channels, 1, spec, name, sizes), spec, name)
+        inner = _conv(x, 2 * channels, 1, spec, name, sizes)
+        return normalise(inner, spec, name, border)
     inner = _conv(x, channels, 1, spec, name, sizes, "zeros")
-    return normalise(layers.Add(name=f"{name}_add")([x, inner]), spec, name)
+    inner = layers.Add(name=f"{name}_add")([x, inner])
+    return normalise(inner, spec, name, border)
 
 
 def _conv(

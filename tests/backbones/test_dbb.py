@@ -127,3 +127,93 @@ def test_refuses_strides_that_branches_see_differently():
     spec = keras_lightnets.get_spec("dbb_resnet18").replace(padding="same")
     with pytest.raises(ValueError, match="symmetric.*Received: padding='same'"):
         layers.diverse_branches(keras.Input((8, 8, 4)), 4, 3, spec, "a", stride=2)
+
+
+_PARTS = {
+    "origin_conv": "dbb_origin.conv",
+    "origin_bn": "dbb_origin.bn",
+    "point_conv": "dbb_1x1.conv",
+    "point_bn": "dbb_1x1.bn",
+    "mean_first_conv": "dbb_avg.conv",
+    "mean_first_bn": "dbb_avg.bn.bn",
+    "mean_bn": "dbb_avg.avgbn",
+    "series_first_bn": "dbb_1x1_kxk.bn1.bn",
+    "series_conv": "dbb_1x1_kxk.conv2",
+    "series_bn": "dbb_1x1_kxk.bn2",
+}
+_STATISTICS = ("mean", "var")
+_ROLES = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_training_step_is_the_authors(number):
+    """Outputs, gradients and moving statistics: the border counts in none of these."""
+    path = pathlib.Path(__file__).resolve().parents[1] / "parity" / "dbb_training.npz"
+    with np.load(path) as file:
+        channels, filters, kernel, stride, groups = map(int, file["cases"][number])
+        mark = f"{number}/"
+        stored = {k.removeprefix(mark): file[k] for k in file if k.startswith(mark)}
+    spec = keras_lightnets.get_spec("dbb_resnet18")
+    image = keras.Input(stored["x"].shape[1:])
+    y = layers.diverse_branches(
+        image, filters, kernel, spec, "a", stride=stride, groups=groups
+    )
+    model = keras.Model(image, y)
+    first = "conv1" if groups == channels else "idconv1"
+    names = {**_PARTS, "series_first_conv": f"dbb_1x1_kxk.{first}"}
+    used = [layer for layer in model.layers if layer.weights]
+    for layer in used:
+        theirs = f"before/{names[layer.name.removeprefix('a_')]}"
+        for variable in layer.weights:
+            value = stored[f"{theirs}.{_ROLES.get(variable.name, 'weight')}"]
+            if value.ndim == 4:
+                value = value.transpose(2, 3, 1, 0).reshape(variable.shape)
+            variable.assign(value)
+    assert len(used) == (7 if groups == channels else 11)
+
+    import tensorflow as tf
+
+    x = tf.constant(stored["x"])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        out = model(x, training=True)
+        loss = tf.reduce_sum(out * stored["factors"])
+    grad = tape.gradient(loss, x)
+    for found, expected in ((out, stored["out"]), (grad, stored["grad"])):
+        apart = np.abs(np.asarray(found) - expected).max()
+        # The border is what the moving variance says, of which see below.
+        assert apart <= 1e-3 * np.abs(expected).max()
+    for layer in used:
+        if not layer.name.endswith("_bn"):
+            continue
+        theirs = names[layer.name.removeprefix("a_")]
+        mean, variance = (stored[f"after/{theirs}.running_{r}"] for r in _STATISTICS)
+        kept = 0.9 * stored[f"before/{theirs}.running_var"]
+        # Torch averages the unbiased variance, Keras the biased one.
+        inside = "_first_" in layer.name
+        count = (stored["x"] if inside else stored["out"])[..., 0].size
+        variance = kept + (variance - kept) * (count - 1) / count
+        # What the border is said to be follows from it.
+        np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-3, atol=3e-4)
+        np.testing.assert_allclose(layer.moving_variance, variance, rtol=2e-3)
+
+
+def test_without_the_border_the_statistics_would_differ():
+    layer = layers.BatchNormalization(border=1, momentum=0.0)
+    x = np.zeros((2, 4, 4, 3), "float32")
+    x[:, 1:-1, 1:-1] = np.random.default_rng(0).normal(2.0, 1.0, (2, 2, 2, 3))
+    y = np.asarray(layer(x, training=True))
+    inner = x[:, 1:-1, 1:-1]
+    np.testing.assert_allclose(layer.moving_mean, inner.mean((0, 1, 2)), rtol=1e-5)
+    # What training gives at the border is what it gives later.
+    np.testing.assert_allclose(
+        y[:, 0], np.asarray(layer(x, training=False))[:, 0], rtol=1e-5
+    )
+    again = layers.BatchNormalization.from_config(layer.get_config())
+    assert again.border == 1
+    assert "border" not in layers.BatchNormalization().get_config()
