@@ -12,6 +12,8 @@ ORDER = (
     *("bccd", "bccd_heads", "coco128", "camvid", "espnet", "seg_heads"),
     *("input_pipeline", "train_step", "families", "startup"),
 )
+# Instructions that decide how fast int8 is against float.
+VECTORS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "asimddp", "i8mm")
 PACKAGES = ("tensorflow", "keras", "numpy", "albumentations", "ai-edge-litert")
 
 INTRO = """# Benchmarks
@@ -54,6 +56,9 @@ def machine() -> str:
         lines = cpuinfo.read_text("utf-8").splitlines()
         names = [ln.split(":", 1)[1].strip() for ln in lines if "model name" in ln]
         model = names[0] if names else model
+        flags = next((ln.split() for ln in lines if ln.startswith("flags")), [])
+        vectors = [name for name in VECTORS if name in flags]
+        model += f" ({', '.join(vectors) or 'no vectors'})"
     versions = ", ".join(f"{p} {metadata.version(p)}" for p in PACKAGES)
     python = platform.python_version()
     return f"{os.cpu_count()} cores of {model}; Python {python}, {versions}"

@@ -69,6 +69,8 @@ FORMS = {
     ),
     "gate": gated,
     "shuffled groups": shuffled,
+    "small groups": lambda x: layers.Conv2D(8, 3, groups=4, padding="same")(x),
+    "groups of one": lambda x: layers.Conv2D(16, (1, 3), groups=8, name="one")(x),
 }
 
 
@@ -142,18 +144,30 @@ def test_trained_kernels_are_not_multiplied():
     assert [step.kind for step in graph].count("conv") == 4
 
 
+def test_groups_are_joined_until_they_fill_blocks():
+    kernel = np.ones((3, 3, 2, 200), "float32")
+    assert cpu.linear.best_join(200, 200, 100, taps=9)[0] == 4
+    joined = cpu.groups.join(kernel, 100, 4)
+    assert joined.shape == (3, 3, 8, 200)
+    assert joined.sum() == kernel.sum()
+    # Wide groups stay: joined ones would only multiply zeros.
+    assert cpu.linear.best_join(240, 240, 3)[0] == 1
+
+
 @pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("size", [2, 3, 5])
-def test_paired_columns(size, padding):
+@pytest.mark.parametrize(
+    ("size", "side"), [(2, 16), (3, 16), (5, 16), (3, 17), (7, 19)]
+)
+def test_paired_columns(size, side, padding):
     keras.utils.set_random_seed(0)
-    image = keras.Input((SIDE, SIDE, 3), name="image")
+    image = keras.Input((side, side, 3), name="image")
     x = layers.ZeroPadding2D(padding)(image) if padding else image
     model = keras.Model(image, layers.Conv2D(4, size, 2)(x))
     graph = bridge.to_graph(model).copy()
     cpu.picture.pair_columns(graph)
     assert any(step.shape[-1] == 6 for step in graph)
     twin, _ = bridge.emit(graph)
-    batch = pictures(2, SIDE).astype("float32")
+    batch = pictures(2, side).astype("float32")
     expected = np.asarray(model(batch))
     error = np.abs(np.asarray(twin(batch)) - expected).max()
     assert error <= 1e-5 * np.abs(expected).max()

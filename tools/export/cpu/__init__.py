@@ -8,7 +8,13 @@ time.
 
 from collections.abc import Callable
 
-from keras_lightnets.tools.export.cpu import forms, linear, picture, scales
+from keras_lightnets.tools.export.cpu import (
+    forms,
+    groups,
+    linear,
+    picture,
+    scales,
+)
 from keras_lightnets.tools.quantize import _passes
 from keras_lightnets.tools.quantize._graph import Graph
 
@@ -18,6 +24,7 @@ INT8: tuple[Callable[[Graph], None], ...] = (
     forms.extremes_to_sums,
     linear.multiply_out,
     forms.gathers_to_kernels,
+    groups.fill_groups,
     forms.pools_to_depthwise,
     forms.nearest_to_concats,
     forms.concats_of_few,
@@ -30,6 +37,7 @@ INT8: tuple[Callable[[Graph], None], ...] = (
 FLOAT: tuple[Callable[[Graph], None], ...] = (
     linear.multiply_out,
     forms.gathers_to_kernels,
+    groups.fill_groups,
     forms.pads_to_concats,
     picture.normalise_rows,
     scales.fold_scales,

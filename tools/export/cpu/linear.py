@@ -92,7 +92,7 @@ def _link(graph: Graph, step: Step) -> Link | None:
     if step.kind == "conv":
         groups = step.config["groups"]
         matrix = dense(kernel, groups)[0, 0]
-        cost = conv_cost(matrix.shape[0], matrix.shape[1], groups)
+        _, cost = best_join(matrix.shape[0], matrix.shape[1], groups)
         return Link([step], cost, matrix, bias.astype("float64"))
     if step.config["depth_multiplier"] != 1:
         return None
@@ -140,11 +140,28 @@ def dense(kernel: np.ndarray, groups: int) -> np.ndarray:
     return made
 
 
-def conv_cost(channels: int, filters: int, groups: int) -> float:
-    """Return the nanoseconds per place of a 1x1 convolution."""
-    blocks = math.ceil(channels / groups / BLOCK) * BLOCK
-    outputs = math.ceil(filters / groups / BLOCK) * BLOCK * groups
-    return outputs * (OUTPUT + PRODUCT * blocks)
+def best_join(
+    channels: int, filters: int, groups: int, taps: int = 1
+) -> tuple[int, float]:
+    """Return how many groups of a convolution become one at the least cost, and it.
+
+    Args:
+        channels: Channels in, of all groups.
+        filters: Channels out, of all groups.
+        groups: Number of groups.
+        taps: Places that the kernel reads.
+
+    Returns:
+        The number, 1 to leave the groups as they are, and nanoseconds per place.
+    """
+    options = []
+    for joined in (n for n in range(1, groups + 1) if groups % n == 0):
+        rest = groups // joined
+        blocks = math.ceil(channels / rest / BLOCK) * BLOCK
+        outputs = math.ceil(filters / rest / BLOCK) * BLOCK * rest
+        options.append((outputs * (OUTPUT + PRODUCT * taps * blocks), joined))
+    cost, joined = min(options)
+    return joined, cost
 
 
 def _best(links: Sequence[Link]) -> slice | None:
@@ -157,7 +174,7 @@ def _best(links: Sequence[Link]) -> slice | None:
         if len(run) < 2 or (len(convs) > 1 and trained):
             continue
         sizes = (run[0].matrix.shape[0], run[-1].matrix.shape[1])
-        saved = sum(link.cost for link in run) - conv_cost(*sizes, 1)
+        saved = sum(link.cost for link in run) - best_join(*sizes, 1)[1]
         if saved > most:
             found, most = slice(start, stop), saved
     return found

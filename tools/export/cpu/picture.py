@@ -69,7 +69,7 @@ def pair_columns(graph: Graph) -> None:
 
     Int8 kernels take channels in groups of eight, for each tap of the window: three
     leave five empty. The paired picture is the same bytes; where the window ends
-    within a pair the kernel has zeros.
+    within a pair the kernel has zeros. An odd last column gets a column of zeros.
     """
     for step in list(graph):
         if step.kind != "conv" or step.config["groups"] != 1:
@@ -81,7 +81,7 @@ def pair_columns(graph: Graph) -> None:
             continue
         source, pads = _padding(graph, step)
         width, channels = steps.shape(graph, source)[-2:]
-        if pads is None or not width or width % 2 or channels > FEW_CHANNELS:
+        if pads is None or not width or channels > FEW_CHANNELS:
             continue
         if _is_picture(graph, source):
             _pair_up(graph, step, source, pads)
@@ -126,11 +126,16 @@ def _pair_up(graph: Graph, step: Step, source: str, pads: Pads) -> None:
         wide[:, place - first, column] = kernel[:, tap]
     wide = wide.reshape(*wide.shape[:2], 2 * channels, -1)
     outs = int(step.shape[2] or 0)
-    columns = (-first, max(outs - 1 + last - first + 1 - (width // 2 - first), 0))
+    right = outs - 1 + last - first + 1 - ((width + 1) // 2 - first)
+    columns = (-first, max(right, 0))
     size, strides = wide.shape[:2], (steps.pair(step.config["strides"])[0], 1)
-    sides = (height, width // 2)
-    pairs = steps.reshape(f"{step.name}_pairs", source, (*sides, 2 * channels))
-    before, added = step.inputs[0], [pairs]
+    sides = (height, (width + 1) // 2)
+    if sides[1] + sum(columns) - size[1] + 1 != outs:
+        return
+    even = _even(f"{step.name}_even", source, (height, width, channels))
+    given = even[0].name if even else source
+    pairs = steps.reshape(f"{step.name}_pairs", given, (*sides, 2 * channels))
+    before, added = step.inputs[0], [*even, pairs]
     padding = "same"
     if steps.same_pads(sides, size, strides) != (pads[0], columns):
         padding = "valid"
@@ -144,6 +149,16 @@ def _pair_up(graph: Graph, step: Step, source: str, pads: Pads) -> None:
     if before != source:
         del graph.steps[before]
     _join(graph, pairs)
+
+
+def _even(name: str, source: str, sides: tuple[int, int, int]) -> list[Step]:
+    """Return the padding that a map of an odd number of columns needs."""
+    height, width, channels = sides
+    if width % 2 == 0:
+        return []
+    config = {"padding": ((0, 0), (0, 1)), "data_format": "channels_last"}
+    shape = (None, height, width + 1, channels)
+    return [Step(name, "zero_pad", (source,), config, shape=shape)]
 
 
 def _pad(name: str, before: Step, pads: Pads) -> list[Step]:
