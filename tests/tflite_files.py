@@ -13,9 +13,10 @@ class Plan:
 
     tensors: list = dataclasses.field(default_factory=list)
     ops: list = dataclasses.field(default_factory=list)
+    ends: list = dataclasses.field(default_factory=list)
 
-    def add(self, shape, dtype="INT8", scale=0.05, zero=0, values=None, open=False):
-        self.tensors.append((shape, dtype, scale, zero, values, open))
+    def add(self, shape, dtype="INT8", scale=0.05, zero=0, values=None, **more):
+        self.tensors.append((shape, dtype, scale, zero, values, more))
         return len(self.tensors) - 1
 
     def op(self, name, inputs, outputs, version=1, custom="", **options):
@@ -53,11 +54,11 @@ class Plan:
         return _flatbuffer.pack(model)
 
     def _tensor(self, schema, model, index):
-        shape, dtype, scale, zero, values, open_ = self.tensors[index]
+        shape, dtype, scale, zero, values, more = self.tensors[index]
         row = schema.TensorT()
-        row.name, row.shape = f"t{index}", list(shape)
+        row.name, row.shape = more.get("name", f"t{index}"), list(shape)
         row.type = getattr(schema.TensorType, dtype)
-        if open_:
+        if more.get("open"):
             row.shapeSignature = [-1] * 3 + list(shape[3:])
         if scale and dtype in ("INT8", "UINT8", "INT16") or dtype == "INT32" and scale:
             row.quantization = schema.QuantizationParametersT()
@@ -105,7 +106,7 @@ def conv(size=8, channels=4, dtype="INT8", tail=(), open=False):
     )
     for add in tail:
         at, shape = add(plan, at, shape)
-    return plan.file([image], [at])
+    return plan.file([image], plan.ends or [at])
 
 
 def tile(plan, at, shape):
@@ -122,6 +123,25 @@ def softmax(plan, at, shape):
     made = plan.add(shape, "INT8", 1 / 256, -128)
     plan.op("SOFTMAX", [at], [made], 2, kind="SoftmaxOptions", beta=1.0)
     return made, shape
+
+
+def mean(plan, at, shape):
+    """Mean over height and width: (1, channels)."""
+    axes = plan.add((2,), "INT32", 0, 0, [1, 2])
+    made = plan.add((1, shape[3]), "INT8", 0.5)
+    plan.op("MEAN", [at, axes], [made], 2, kind="ReducerOptions", keepDims=False)
+    return made, (1, shape[3])
+
+
+def boxes_and_scores(plan, at, shape):
+    """Two outputs named as a detector's; both hold the map's values."""
+    flat, made = (1, shape[1] * shape[2], shape[3]), []
+    for name in ("boxes", "scores"):
+        sizes = plan.add((3,), "INT32", 0, 0, flat)
+        made.append(plan.add(flat, "INT8", 0.5, name=name))
+        plan.op("RESHAPE", [at, sizes], [made[-1]])
+    plan.ends = made
+    return made[0], flat
 
 
 def custom(name):

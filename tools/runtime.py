@@ -2,13 +2,14 @@
 
 Copy this file, `model.tflite` and `model.json` to any device and run
 `python runtime.py model.tflite image.jpg`. It needs numpy, one of ai_edge_litert,
-tflite_runtime or tensorflow, and, to read pictures, OpenCV or Pillow.
+tflite_runtime (pycoral's) or tensorflow, and, to read pictures, OpenCV or Pillow.
 
 Example:
     >>> found = Detector("model.tflite").detect(read_image("a.jpg"))  # doctest: +SKIP
 """
 
 import argparse
+import ctypes
 import dataclasses
 import importlib
 import json
@@ -35,7 +36,9 @@ MAX_LOG_RATIO = math.log(1000.0 / 16)
 CANDIDATES_PER_CLASS = 300
 INTERPRETERS = ("ai_edge_litert", "tflite_runtime", "tensorflow.lite.python")
 EDGETPU_MARK = b"edgetpu-custom-op"
-EDGETPU_LIBRARY = "libedgetpu.so.1"
+EDGETPU_LIBRARY = {"darwin": "libedgetpu.1.dylib", "win32": "edgetpu.dll"}.get(
+    sys.platform, "libedgetpu.so.1"
+)
 
 
 def _choice(key: str, value: Any) -> str:
@@ -48,9 +51,8 @@ def _choice(key: str, value: Any) -> str:
 class Detections:
     """What was found in one image, best first.
 
-    `boxes` are (M, 4) float32 x1, y1, x2, y2 (0..1 of the network's input from
-    `postprocess`, pixels of the picture from `Detector.detect`), `scores` (M,)
-    float32 0..1, `labels` (M,) int32 positions in the label list.
+    `boxes` (M, 4) float32 x1, y1, x2, y2 (0..1 of the input from `postprocess`, pixels
+    from `Detector.detect`), `scores` (M,) float32, `labels` (M,) int32 positions.
     """
 
     boxes: np.ndarray
@@ -201,10 +203,7 @@ def prepare(image: np.ndarray, meta: Meta) -> tuple[np.ndarray, Placement]:
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a picture as (H, W, 3) uint8 RGB, upright, with OpenCV or Pillow.
-
-    ValueError if the file is missing or not a readable picture.
-    """
+    """Read a picture as (H, W, 3) uint8 RGB, upright; ValueError if it is none."""
     if not Path(path).is_file():
         raise ValueError(f"No picture at {path}.")
     try:
@@ -350,11 +349,12 @@ def _interpreter(content: bytes, threads: int) -> Any:
     delegates = []
     if EDGETPU_MARK in content:
         try:
+            ctypes.CDLL(EDGETPU_LIBRARY)  # load_delegate's own error is less clean
             delegates = [module.load_delegate(EDGETPU_LIBRARY)]
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"The file is compiled for the Edge TPU; {EDGETPU_LIBRARY} does not "
-                f"load: {error}. Install it, or run the file from before compilation."
+                f"load: {error}. Install libedgetpu1-std and plug the device in."
             ) from error
     return module.Interpreter(
         model_content=content, num_threads=threads, experimental_delegates=delegates
@@ -364,8 +364,7 @@ def _interpreter(content: bytes, threads: int) -> Any:
 class TFLiteModel:
     """A .tflite file that takes pictures and returns floats, whatever it stores.
 
-    `inputs` and `outputs` are the interpreter's tensor details. ValueError if the
-    file is missing or not a TFLite model.
+    `inputs` and `outputs` are its tensor details. ValueError: no file, or no model.
     """
 
     def __init__(self, source: str | os.PathLike[str] | bytes, threads: int = 2):

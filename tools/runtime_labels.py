@@ -1,7 +1,7 @@
 """Run a segmenter's or classifier's .tflite file with numpy.
 
-Copy this file, `runtime.py`, `model.tflite` and `model.json` to any device and run
-`python runtime_labels.py model.tflite image.jpg`. It needs what runtime.py needs.
+`export` packs this file and `runtime.py` into run.pyz beside the model; copied to a
+device they also run side by side: `python runtime_labels.py model.tflite image.jpg`.
 
 Example:
     >>> labels = Segmenter("model.tflite").segment(picture)  # doctest: +SKIP
@@ -233,9 +233,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("model", help="the .tflite file")
     parser.add_argument("images", nargs="+", help="pictures")
+    parser.add_argument("--meta", help="sidecar JSON (default: beside the model)")
     options = parser.parse_args(arguments)
     try:
-        meta = load_meta(Path(options.model).with_suffix(".json"))
+        meta = load_meta(options.meta or Path(options.model).with_suffix(".json"))
         kinds: dict[str, Any] = {"segment": Segmenter, "classify": Classifier}
         runner = kinds[meta.task](options.model, meta)
         for path in options.images:

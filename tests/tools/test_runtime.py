@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tflite_files
 
-from keras_lightnets.tools import runtime
+from keras_lightnets.tools import runtime, runtime_main
+from keras_lightnets.tools.export import runner
 
 RUNTIME = Path(runtime.__file__)
 
@@ -263,9 +265,164 @@ def test_command_line_says_what_is_missing(tmp_path, capsys):
     assert "No sidecar" in capsys.readouterr().err
 
 
+def test_a_file_for_the_edgetpu_asks_for_its_library():
+    pytest.importorskip("ai_edge_litert")
+    content = tflite_files.conv(tail=[tflite_files.custom("edgetpu-custom-op")])
+    with pytest.raises(
+        ValueError, match=r"libedgetpu.* does not load: .*libedgetpu1-std"
+    ):
+        runtime.TFLiteModel(content)
+
+
+def test_the_edgetpu_library_is_handed_to_the_interpreter(monkeypatch):
+    """As far as it goes without the device: the delegate reaches the interpreter."""
+    module = pytest.importorskip("ai_edge_litert.interpreter")
+    asked, plain = [], module.Interpreter
+
+    def opened(experimental_delegates, **options):
+        asked.append(experimental_delegates)
+        return plain(**options)
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda library: None)
+    monkeypatch.setattr(module, "load_delegate", lambda library: f"opened {library}")
+    monkeypatch.setattr(module, "Interpreter", opened)
+    content = tflite_files.conv(tail=[tflite_files.custom("edgetpu-custom-op")])
+    with pytest.raises(ValueError, match="edgetpu-custom-op"):
+        runtime.TFLiteModel(content)
+    assert asked == [[f"opened {runtime.EDGETPU_LIBRARY}"]]
+    runtime.TFLiteModel(tflite_files.conv())
+    assert asked[1:] == [[]]
+
+
+def device_folder(folder):
+    """Models of all three tasks with their sidecars, and run.pyz."""
+    heads = {
+        "segment": [],
+        "classify": [tflite_files.mean],
+        "detect": [tflite_files.boxes_and_scores],
+    }
+    for task, tail in heads.items():
+        path = folder / f"{task}.tflite"
+        path.write_bytes(tflite_files.conv(size=8, tail=tail))
+        sidecar = {
+            "task": task,
+            "labels": ["a", "b", "c"] + ["d"] * (task != "detect"),
+            "input": {"size": [8, 8], "resize": "letterbox"},
+        }
+        if task == "detect":
+            centres = np.random.default_rng(0).uniform(0.2, 0.8, (64, 2)).tolist()
+            anchors = [[*centre, 0.2, 0.2] for centre in centres]
+            sidecar |= {"scores": "softmax", "anchors": anchors}
+        path.with_suffix(".json").write_text(json.dumps(sidecar))
+    (folder / runner.NAME).write_bytes(runner.archive())
+
+
+# Runs where numpy and an interpreter are all there is.
+ON_DEVICE = """
+import json, sys
+import numpy
+sys.path.insert(0, "run.pyz")
+import runtime, runtime_labels
+found = {}
+for name, (high, wide) in {"same": (8, 8), "other": (20, 31)}.items():
+    picture = numpy.random.default_rng(1).integers(0, 256, (high, wide, 3), numpy.uint8)
+    boxes = runtime.Detector("detect.tflite").detect(picture, 0.05)
+    mask = runtime_labels.Segmenter("segment.tflite").segment(picture)
+    shares = runtime_labels.Classifier("classify.tflite").classify(picture)
+    made = {"boxes": boxes.boxes, "scores": boxes.scores, "segment": mask}
+    made["classify"] = shares
+    found[name] = {key: value.tolist() for key, value in made.items()}
+heavy = {"keras", "tensorflow", "keras_lightnets", "cv2", "PIL"} & set(sys.modules)
+print(json.dumps({**found, "heavy": sorted(heavy)}))
+"""
+
+
+def expected(folder, picture):
+    from keras_lightnets.tools import runtime_labels
+
+    boxes = runtime.Detector(folder / "detect.tflite").detect(picture, 0.05)
+    segmenter = runtime_labels.Segmenter(folder / "segment.tflite")
+    classifier = runtime_labels.Classifier(folder / "classify.tflite")
+    return {
+        "boxes": boxes.boxes,
+        "scores": boxes.scores,
+        "segment": segmenter.segment(picture),
+        "classify": classifier.classify(picture),
+    }
+
+
+def compare(folder, done):
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["heavy"] == []
+    for name, (high, wide) in {"same": (8, 8), "other": (20, 31)}.items():
+        random = np.random.default_rng(1)
+        picture = random.integers(0, 256, (high, wide, 3), np.uint8)
+        for key, value in expected(folder, picture).items():
+            made = np.asarray(found[name][key])
+            assert made.shape == value.shape, (name, key)
+            if key == "segment":
+                assert (made == value).mean() > 0.95
+            else:
+                # Without OpenCV a resized picture differs by one level.
+                limit = 1e-5 if name == "same" else 0.1
+                np.testing.assert_allclose(made, value, rtol=limit, atol=limit)
+        assert len(found[name]["boxes"]) > 1
+
+
+def test_one_file_runs_every_task_without_the_package(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    device_folder(tmp_path)
+    code = (
+        "import sys\n"
+        "for name in ('keras', 'tensorflow', 'keras_lightnets', 'cv2', 'PIL'):\n"
+        "    sys.modules[name] = None\n"
+    )
+    block = ON_DEVICE.replace(
+        "set(sys.modules)", "{n for n, m in sys.modules.items() if m}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code + block],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    compare(tmp_path, done)
+
+
+def test_the_one_file_is_a_command(tmp_path, capsys):
+    pytest.importorskip("ai_edge_litert")
+    from PIL import Image
+
+    device_folder(tmp_path)
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.full((9, 8, 3), 77, np.uint8)).save(picture)
+    done = subprocess.run(
+        [sys.executable, "-I", "run.pyz", "classify.tflite", "a.png"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["classify"]) == {"a", "b", "c", "d"}
+    assert runtime_main.main([str(tmp_path / "segment.tflite"), str(picture)]) == 0
+    shares = json.loads(capsys.readouterr().out)["segment"]
+    assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+    assert runtime_main.main([str(tmp_path / "detect.tflite"), str(picture)]) == 0
+    assert "detections" in json.loads(capsys.readouterr().out)
+    assert runtime_main.main([str(tmp_path / "none.tflite"), str(picture)]) == 1
+    assert "No sidecar" in capsys.readouterr().err
+
+
+def test_the_same_sources_make_the_same_file():
+    content = runner.archive()
+    runner.archive.cache_clear()
+    assert runner.archive() == content
+
+
 @pytest.mark.export
 def test_bare_environment_with_a_real_interpreter(tmp_path, shared):
-    """numpy and LiteRT alone, in an environment of their own."""
+    """numpy and LiteRT alone, in an environment of their own; all three tasks."""
     folder = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
@@ -276,6 +433,11 @@ def test_bare_environment_with_a_real_interpreter(tmp_path, shared):
     )
     if done.returncode:
         pytest.skip(f"the registry is not reachable: {done.stderr[-200:]}")
+    device_folder(tmp_path)
+    done = subprocess.run(
+        [python, "-c", ON_DEVICE], cwd=tmp_path, capture_output=True, text=True
+    )
+    compare(tmp_path, done)
     (tmp_path / "runtime.py").write_bytes(RUNTIME.read_bytes())
     model = shared / "data" / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
     code = (

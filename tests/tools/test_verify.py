@@ -111,7 +111,7 @@ def test_int8_detector(model, pictures, meta, tmp_path, io):
     assert scores.mean_error_steps < 2
     folder = tmp_path / "deep"
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["labels.txt", "m.json", "m.tflite"]
+    assert names == ["labels.txt", "m.json", "m.tflite", "run.pyz"]
     data = json.loads(json.dumps(made.json()))
     assert data["verdicts"]["edgetpu"]["ops"][0]["index"] == 0
     assert data["verification"]["passed"]

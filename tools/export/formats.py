@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from keras_lightnets import _errors
-from keras_lightnets.tools.export import edgetpu, ethosu, micro, postprocess
+from keras_lightnets.tools.export import edgetpu, ethosu, micro, postprocess, runner
 from keras_lightnets.tools.export import verify as verifying
 from keras_lightnets.tools.export.artifact import (
     Artifact,
@@ -237,8 +237,8 @@ def export(
 ) -> Artifact:
     """Convert a model, run the file, compare it with the model, and write it.
 
-    A detector's sidecar NAME.json and labels.txt are written beside it. Each file
-    appears whole or not at all.
+    A detector's sidecar NAME.json, labels.txt and run.pyz, which runs it on a device,
+    are written beside it. Each file appears whole or not at all.
 
     Args:
         model: A functional Keras 3 model or a quantisation-aware model.
@@ -290,7 +290,10 @@ def export(
     if detector is not None:
         finished = row.finish(raw, detector, [_picture(sample) for sample in shown])
     found = {name: judge(finished.content) for name, judge in row.verdicts.items()}
-    files = write_files(_contents(Path(path), finished.content, detector, found))
+    contents = _contents(Path(path), finished.content, detector, found)
+    if detector is not None and row.runtime:
+        contents[Path(path).with_name(runner.NAME)] = runner.archive()
+    files = write_files(contents)
     return _artifact(files, format, finished, checked, found)
 
 
