@@ -351,7 +351,7 @@ def expected(folder, picture):
     }
 
 
-def compare(folder, done):
+def check_device_run(folder, done):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["heavy"] == []
@@ -387,7 +387,7 @@ def test_one_file_runs_every_task_without_the_package(tmp_path):
         capture_output=True,
         text=True,
     )
-    compare(tmp_path, done)
+    check_device_run(tmp_path, done)
 
 
 def test_the_one_file_is_a_command(tmp_path, capsys):
@@ -437,7 +437,7 @@ def test_bare_environment_with_a_real_interpreter(tmp_path, shared):
     done = subprocess.run(
         [python, "-c", ON_DEVICE], cwd=tmp_path, capture_output=True, text=True
     )
-    compare(tmp_path, done)
+    check_device_run(tmp_path, done)
     (tmp_path / "runtime.py").write_bytes(RUNTIME.read_bytes())
     model = shared / "data" / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
     code = (
