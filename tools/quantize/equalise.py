@@ -25,8 +25,10 @@ PICTURES = 16
 LARGEST = 2.0**12
 
 # Kinds whose output channel c is input channel c for any positive factor.
-SAME = ("prelu", "max_pool", "avg_pool", "mean", "global_max", "zero_pad", "crop")
-SAME += ("resize", "add", "subtract", "maximum", "minimum", "add_const")
+SAME: tuple[str, ...] = (
+    *("prelu", "max_pool", "avg_pool", "mean", "global_max", "zero_pad", "crop"),
+    *("resize", "add", "subtract", "maximum", "minimum", "add_const"),
+)
 # Kinds that take factors off their input and put others on their output.
 FREE = ("conv", "depthwise", "conv_transpose", "dense", "batch_norm")
 
