@@ -50,6 +50,37 @@ def settle(model, seed=0):
     return model
 
 
+def exactly(model, values):
+    """Return the largest relative difference when both compute in float64.
+
+    In float32 either side is up to 1e-5 from that, by rounding alone. Zero but for
+    constants such as 1/6, which one side holds in float32.
+    """
+    import tf_keras
+
+    from keras_lightnets.tools.quantize import bridge
+
+    def double(operation):
+        config = operation.get_config()
+        if isinstance(operation, keras.Layer | tf_keras.layers.Layer):
+            config["dtype"] = "float64"
+        return type(operation).from_config(config)
+
+    twin = bridge.to_tf_keras(model).model
+    both = []
+    for source, models in ((model, keras.models), (twin, tf_keras.models)):
+        copy = models.clone_model(source, clone_function=double)
+        copy.set_weights(source.get_weights())
+        both.append(copy(values.astype("float64"), training=False))
+    want, got = both
+    if not isinstance(want, dict):
+        want, got = {"out": want}, {"out": got}
+    return max(
+        float(np.abs(value - got[key]).max() / np.abs(value).max())
+        for key, value in want.items()
+    )
+
+
 def _conv_bn(x, filters, name, act="relu6", **options):
     x = layers.Conv2D(filters, padding="same", use_bias=False, name=name, **options)(x)
     x = BatchNormalization(name=f"{name}_bn")(x)

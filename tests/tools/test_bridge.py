@@ -11,7 +11,7 @@ import keras_lightnets
 
 pytest.importorskip("tf_keras")
 
-from quant_models import classifier, detector, pictures, settle
+from quant_models import classifier, detector, exactly, pictures, settle
 
 from keras_lightnets.layers import channels
 from keras_lightnets.tools.quantize import bridge
@@ -38,35 +38,6 @@ def largest_difference(model, low=0, high=255, values=None):
         assert np.abs(w).max() > 0
         worst = max(worst, float(np.abs(w - g).max() / np.abs(w).max()))
     return worst
-
-
-def exactly(model, values):
-    """Return the largest relative difference when both compute in float64.
-
-    In float32 either side is up to 1e-5 from that, by rounding alone. Zero but for
-    constants such as 1/6, which one side holds in float32.
-    """
-    import tf_keras
-
-    def double(operation):
-        config = operation.get_config()
-        if isinstance(operation, keras.Layer | tf_keras.layers.Layer):
-            config["dtype"] = "float64"
-        return type(operation).from_config(config)
-
-    twin = bridge.to_tf_keras(model).model
-    both = []
-    for source, models in ((model, keras.models), (twin, tf_keras.models)):
-        copy = models.clone_model(source, clone_function=double)
-        copy.set_weights(source.get_weights())
-        both.append(copy(values.astype("float64"), training=False))
-    want, got = both
-    if not isinstance(want, dict):
-        want, got = {"out": want}, {"out": got}
-    return max(
-        float(np.abs(value - got[key]).max() / np.abs(value).max())
-        for key, value in want.items()
-    )
 
 
 def test_detector_with_every_layer_of_our_networks():

@@ -91,7 +91,53 @@ def deployed(facts: Mapping[str, Any] | None) -> str:
     return f"yes | {'all' if whole else facts['edgetpu_ops']} of {facts['ops']}"
 
 
-TABLES = {"families": families_table, "models": models_table}
+def quantised_table() -> str:
+    """Return a row per measured family: how the files of its forms follow."""
+    stored = json.loads((GOLDEN / "quantised.json").read_text("utf-8"))
+    lines = [
+        "| family | network | classifier | SSDLite | LR-ASPP |",
+        "|---|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        forms = stored.get(family, {})
+        whole = len([form for form in forms.values() if "reason" in form]) == 3
+        if not whole and not any("name" in form for form in forms.values()):
+            continue
+        cells = [
+            followed(forms.get(form))
+            for form in ("classification", "detection", "segmentation")
+        ]
+        names = dict.fromkeys(
+            f"`{row['name']}`" for row in forms.values() if "name" in row
+        )
+        lines.append(f"| `{family}` | {', '.join(names)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def followed(found: Mapping[str, Any] | None) -> str:
+    """Return a cell: mean error in steps after training, and when trained for int8.
+
+    Args:
+        found: What make_quantised.py found, None where it has not looked.
+    """
+    if found is None:
+        return "not tried"
+    if "reason" in found:
+        return "no"
+    cells = []
+    for way in ("ptq", "qat"):
+        rows = found[way]["outputs"].values()
+        error = max(row["mean_error_steps"] for row in rows)
+        shares = [row["clear_agreement"] for row in rows if row["clear_agreement"]]
+        cells.append(f"{error:.1f} / {100 * min(shares, default=1.0):.4g} %")
+    return ", ".join(cells)
+
+
+TABLES = {
+    "families": families_table,
+    "models": models_table,
+    "quantised": quantised_table,
+}
 
 
 def render(text: str) -> str:
