@@ -50,6 +50,19 @@ def shuffled(x):
     return layers.ReLU()(BatchNormalization()(x))
 
 
+def selected(x):
+    """Two branches weighed per channel by weights that sum to one, as in SKNet."""
+    y = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    y = layers.Reshape((2, 8))(layers.Conv2D(16, 1, name="select")(y))
+    y = layers.Softmax(axis=1)(y)
+    gates = [
+        layers.Reshape((1, 1, 8))(layers.Cropping1D((i, 1 - i))(y)) for i in (0, 1)
+    ]
+    branches = [x, layers.Conv2D(8, 1, name="other")(x)]
+    pairs = zip(branches, gates, strict=True)
+    return layers.Add()([layers.Multiply()(list(pair)) for pair in pairs])
+
+
 # What stands between two convolutions of 8 channels.
 FORMS = {
     "average": layers.AveragePooling2D(2),
@@ -68,6 +81,7 @@ FORMS = {
         [layers.Conv2D(2, 1)(x) for _ in "1234567"]
     ),
     "gate": gated,
+    "selective kernel": selected,
     "shuffled groups": shuffled,
     "small groups": lambda x: layers.Conv2D(8, 3, groups=4, padding="same")(x),
     "groups of one": lambda x: layers.Conv2D(16, (1, 3), groups=8, name="one")(x),

@@ -329,12 +329,36 @@ def relu(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
 
 
 def softmax(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
-    """Softmax over the last axis."""
+    """Softmax over the last axis, or over two rows as sigmoids of their difference."""
+    if layer.axis == 1 and len(shape) == 3 and shape[1] == 2:
+        return _of_two(low, layer.name, args[0], shape)
     if layer.axis not in (-1, len(shape) - 1):
         raise UnsupportedLayerError(
             f"Layer {layer.name!r} works on axis {layer.axis}; only the last converts."
         )
     return low.activation(args[0], "softmax", layer.name)
+
+
+def _of_two(low: Lowering, name: str, x: str, shape: Any) -> str:
+    row = (shape[0], 1, shape[2])
+    rows = [_row(low, f"{name}_row{i}", x, i, row) for i in (0, 1)]
+    parts = []
+    for i in (0, 1):
+        pair = [rows[i], rows[1 - i]]
+        apart = low.emit("subtract", f"{name}_apart{i}", pair, shape=row)
+        config = {"function": "sigmoid"}
+        parts.append(low.emit("act", f"{name}_part{i}", [apart], config, shape=row))
+    return low.emit("concat", name, parts, {"axis": 1}, shape=shape)
+
+
+def _row(low: Lowering, name: str, x: str, start: int, shape: Any) -> str:
+    config = {"begin": [start, 0], "size": [int(shape[1]), -1]}
+    return low.emit("slice", name, [x], config, shape=shape)
+
+
+def crop_rows(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
+    """Cropping1D."""
+    return _row(low, layer.name, args[0], layer.cropping[0], shape)
 
 
 def prelu(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
@@ -443,6 +467,7 @@ LAYERS: dict[str, Callable[..., str]] = {
     "GlobalMaxPooling2D": window("global_max", ("keepdims",)),
     "ZeroPadding2D": window("zero_pad", ("padding", "data_format")),
     "Cropping2D": window("crop", ("cropping", "data_format")),
+    "Cropping1D": crop_rows,
     "Permute": window("permute", ("dims",)),
     "Resample2D": resample,
     "Reshape": reshape,
