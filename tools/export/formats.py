@@ -8,6 +8,8 @@
 | edgetpu | int8 | uint8, int8 or float | input of the Edge TPU compiler |
 | ethosu | int8 | int8, uint8 or float | Arm Ethos-U; compiled files beside it |
 | tflite-micro | int8 | int8, uint8 or float | microcontrollers, TFLite Micro |
+| onnx | float32 | float | onnxruntime, OpenVINO and others |
+| onnx-int8 | int8 | float | the same, int8 as QuantizeLinear, DequantizeLinear |
 
 A row holds all that makes a format differ from the others; nothing elsewhere asks for
 a format's name.
@@ -104,6 +106,36 @@ def _finish_tflite(
     return Finished(made, compared)
 
 
+def _onnx(request: Request) -> bytes:
+    from keras_lightnets.tools.export import onnx_model
+
+    return onnx_model.convert(request.model, **request.options)
+
+
+def _onnx_int8(request: Request) -> bytes:
+    from keras_lightnets.tools.export import onnx_model
+
+    return onnx_model.convert_int8(
+        request.model, request.calibration, **request.options
+    )
+
+
+def _open_onnx(content: bytes, threads: int = 2) -> OpenedFile:
+    from keras_lightnets.tools.export import onnx_model
+
+    return onnx_model.OnnxFile(content, threads)
+
+
+def _finish_onnx(
+    content: bytes, detector: Detector, pictures: Sequence[np.ndarray]
+) -> Finished:
+    """Write the sidecar into the file's own metadata."""
+    from keras_lightnets.tools.export import onnx_model
+
+    held = {onnx_model.META_KEY: json.dumps(detector.meta.to_dict())}
+    return Finished(onnx_model.add_metadata(content, held))
+
+
 def _edgetpu(content: bytes) -> Finding:
     """Predict what the compiler maps."""
     verdict = edgetpu.verdict(content)
@@ -143,7 +175,7 @@ class Format:
         runs_on: For people.
         make: Converts: a request to a file with the model's own outputs.
         suffix: How the file's name ends.
-        open: Opens a file for running.
+        open: Opens a file for running: (content, threads=2).
         finish: Completes the compared file from labels and preprocessing: (content,
             detector, pictures) to what is written.
         postprocess: Whether `finish` can append the detection op.
@@ -158,7 +190,7 @@ class Format:
     runs_on: str
     make: Callable[[Request], bytes]
     suffix: str = ".tflite"
-    open: Callable[[bytes], OpenedFile] = TFLiteFile
+    open: Callable[..., OpenedFile] = TFLiteFile
     finish: Callable[[bytes, Detector, Sequence[np.ndarray]], Finished] = _finish_tflite
     postprocess: bool = True
     verdicts: Mapping[str, Callable[[bytes], Finding]] = dataclasses.field(
@@ -173,6 +205,14 @@ class Format:
         return self.weights == "int8"
 
 
+ONNX: Mapping[str, Any] = {
+    "suffix": ".onnx",
+    "open": _open_onnx,
+    "finish": _finish_onnx,
+    "postprocess": False,
+    "options": {"opset": 17},
+    "runtime": False,
+}
 FLOAT_ENDS = ("float",)
 BYTE_ENDS = ("uint8", "int8", "float")
 # What kernels of microcontrollers work on needs no conversion.
@@ -221,6 +261,20 @@ FORMATS: Mapping[str, Format] = {
         make=functools.partial(_tflite, kind="int8"),
         postprocess=False,
         verdicts={"micro": _micro},
+    ),
+    "onnx": Format(
+        weights="float32",
+        io=FLOAT_ENDS,
+        runs_on="onnxruntime, OpenVINO and others",
+        make=_onnx,
+        **ONNX,
+    ),
+    "onnx-int8": Format(
+        weights="int8",
+        io=FLOAT_ENDS,
+        runs_on="onnxruntime, OpenVINO and others, in int8",
+        make=_onnx_int8,
+        **ONNX,
     ),
 }
 

@@ -110,10 +110,11 @@ def _float(model: Any, kind: str) -> bytes:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_types = [tf.float16]
 
-    return _finish(lambda *x: _call(tf_model, x), graph, configure, None)
+    return _finish(lambda *x: call(tf_model, x), graph, configure, None)
 
 
-def _call(model: Any, inputs: Any) -> Any:
+def call(model: Any, inputs: Any) -> Any:
+    """Call a tf_keras model on a tuple of tensors, in inference mode."""
     return model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
 
 
@@ -135,6 +136,29 @@ def _finish(
 ) -> bytes:
     """Trace, freeze, convert, name inputs and outputs."""
     import tensorflow as tf
+
+    frozen = freeze(function, graph)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
+    configure(tf, converter)
+    if samples is not None:
+        converter.representative_dataset = samples
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    with quiet():
+        content = converter.convert()
+    return _name(content, list(graph.inputs), list(graph.outputs))
+
+
+def freeze(function: Callable[..., Any], graph: Any) -> Any:
+    """Trace a function with a batch of one and make constants of its weights.
+
+    Args:
+        function: Takes and returns tensors, or returns them by name.
+        graph: The graph that names its inputs and outputs.
+
+    Returns:
+        A concrete function; its outputs stand in the graph's order.
+    """
+    import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
@@ -147,15 +171,7 @@ def _finish(
 
     specs = [_spec(tf, name, shape) for name, shape in graph.inputs.items()]
     concrete = tf.function(flat, autograph=False).get_concrete_function(*specs)
-    frozen = convert_variables_to_constants_v2(concrete)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
-    configure(tf, converter)
-    if samples is not None:
-        converter.representative_dataset = samples
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    with _quiet():
-        content = converter.convert()
-    return _name(content, list(graph.inputs), list(graph.outputs))
+    return convert_variables_to_constants_v2(concrete)
 
 
 def _spec(tf: Any, name: str, shape: tuple[int | None, ...]) -> Any:
@@ -168,7 +184,7 @@ def _spec(tf: Any, name: str, shape: tuple[int | None, ...]) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the converter's warnings from the terminal; errors are raised anyway."""
     import logging
     import warnings

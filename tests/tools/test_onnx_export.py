@@ -1,0 +1,174 @@
+"""ONNX files: converted, run in onnxruntime and OpenVINO, compared."""
+
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_lightnets import create_model
+from keras_lightnets._registry import FAMILIES, family_module
+from keras_lightnets.tools import export, runtime, runtime_labels
+from keras_lightnets.tools.export import formats, onnx_model, verify
+
+SIDE = 32
+LABELS = ("cat", "dog", "owl")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Grouped convolution, hard-swish, shuffle, pooling: what has tripped tf2onnx."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = layers.Rescaling(1 / 127.5, -1.0, name="normalise")(image)
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="stem_conv")(x)
+    x = layers.Activation("hard_silu", name="stem_act")(x)
+    x = layers.Conv2D(8, 3, groups=2, padding="same", name="grouped_conv")(x)
+    x = layers.Reshape((16, 16, 2, 4), name="split")(x)
+    x = layers.Permute((1, 2, 4, 3), name="swap")(x)
+    x = layers.Reshape((16, 16, 8), name="join")(x)
+    x = layers.ReLU(6.0, name="act")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(image, {"logits": layers.Dense(3, name="top_dense")(x)})
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(2)
+    small = rng.integers(0, 256, (8, 4, 4, 3)).astype(np.uint8)
+    return [runtime.resize_image(picture, (SIDE, SIDE)) for picture in small]
+
+
+def openvino_outputs(path, batch):
+    openvino = pytest.importorskip("openvino", reason="extra openvino not installed")
+    compiled = openvino.Core().compile_model(str(path), "CPU")
+    found = compiled([batch])
+    return {port.any_name: found[port] for port in compiled.outputs}
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_float_file_equals_the_model(model, pictures, tmp_path, opset):
+    meta = runtime_labels.LabelMeta("classify", LABELS, (SIDE, SIDE))
+    made = export.export(
+        model,
+        "onnx",
+        tmp_path / "m.onnx",
+        samples=pictures,
+        detector=formats.Detector(meta),
+        options={"opset": opset},
+    )
+    assert made.problems == ()
+    check = made.verification.outputs[0]
+    assert made.max_error <= 1e-4 * check.largest
+    assert made.agreement == 1.0
+    assert [row["name"] for row in made.io["inputs"]] == ["image"]
+    assert made.io["outputs"] == [
+        {
+            "name": "logits",
+            "dtype": "float",
+            "shape": [1, 3],
+            "scale": None,
+            "zero_point": None,
+        }
+    ]
+    # One turns the picture's channels last to first, three belong to the shuffle.
+    assert made.ops["Transpose"] <= 4
+    onnx = pytest.importorskip("onnx", reason="extra onnx not installed")
+    stored = onnx.load(tmp_path / "m.onnx")
+    assert stored.opset_import[0].version == opset
+    held = {row.key: row.value for row in stored.metadata_props}
+    assert json.loads(held["keras_lightnets"])["labels"] == list(LABELS)
+    assert runtime_labels.load_meta(tmp_path / "m.json") == meta
+
+
+def test_int8_file_decides_as_the_model(model, pictures, tmp_path):
+    made = export.export(model, "onnx-int8", tmp_path / "m.onnx", calibration=pictures)
+    assert made.problems == ()
+    assert made.verification.float_ops == ()
+    assert made.ops["QuantizeLinear"] >= made.ops["Conv"]
+    assert 0 < made.verification.outputs[0].step < 1
+    assert made.verification.outputs[0].mean_error_steps < 2
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnx-int8", "tflite-float32", "tflite-int8"])
+def test_openvino_reads_the_files(model, pictures, tmp_path, name):
+    row = formats.FORMATS[name]
+    path = tmp_path / f"m{row.suffix}"
+    io = row.io[-1]
+    made = export.export(model, name, path, calibration=pictures, io=io)
+    file = row.open(path.read_bytes())
+    step = file.steps["logits"]
+    for picture in pictures[:4]:
+        batch = picture[None].astype(np.float32)
+        found = openvino_outputs(path, batch)["logits"]
+        (ours,) = file.run(batch)
+        limit = 3 * step if step else 1e-4 * made.verification.outputs[0].largest
+        assert np.abs(found - ours).max() <= limit
+
+
+def test_what_is_not_legal_is_refused_first(model, pictures, tmp_path):
+    path = tmp_path / "m.onnx"
+    with pytest.raises(ValueError, match="Legal: 13, 14, 15, 16, 17, 18"):
+        export.export(model, "onnx", path, options={"opset": 19})
+    with pytest.raises(ValueError, match="Did you mean 'opset'"):
+        export.export(model, "onnx", path, options={"opsett": 17})
+    with pytest.raises(ValueError, match="must end in .onnx"):
+        export.export(model, "onnx", tmp_path / "m.tflite")
+    with pytest.raises(ValueError, match="needs calibration pictures"):
+        export.export(model, "onnx-int8", path)
+    with pytest.raises(ValueError, match="onnxruntime refused"):
+        onnx_model.OnnxFile(b"not a model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_float_operator_is_named(model, pictures):
+    onnx = pytest.importorskip("onnx", reason="extra onnx not installed")
+    content = onnx_model.convert_int8(model, pictures)
+    graph = onnx.load_from_string(content).graph
+    assert onnx_model.float_ops(graph) == ()
+    pool = next(n for n in graph.node if n.op_type == "GlobalAveragePool")
+    makers = {name: node for node in graph.node for name in node.output}
+    while makers[pool.input[0]].op_type != "QuantizeLinear":
+        pool.input[0] = makers[pool.input[0]].input[0]
+    pool.input[0] = makers[pool.input[0]].input[0]
+    assert "GlobalAveragePool" in onnx_model.float_ops(graph)[0]
+
+
+def smallest():
+    """Return the smallest network of each family."""
+    golden = pathlib.Path(__file__).parents[1] / "golden"
+    sizes = {}
+    for family in FAMILIES:
+        names = [spec.name for spec in family_module(family).SPECS]
+        sizes[family] = min(
+            names,
+            key=lambda name: json.loads((golden / f"{name}.json").read_text())[
+                "params"
+            ],
+        )
+    return sizes
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("name", smallest().values(), ids=smallest())
+def test_every_family_converts(name):
+    """Float, at 64 pixels, with statistics that are not those of a fresh network."""
+    built = create_model(name, weights=None, input_shape=(64, 64, 3))
+    rng = np.random.default_rng(3)
+    for layer in built.layers:
+        if "Normalization" in type(layer).__name__ and layer.weights:
+            rows = layer.get_weights()
+            layer.set_weights([np.abs(r + rng.normal(0, 0.1, r.shape)) for r in rows])
+    content = onnx_model.convert(built)
+    images = [rng.integers(0, 256, (64, 64, 3)).astype(np.uint8) for _ in range(2)]
+    found = verify.verify(
+        content,
+        lambda batch: built(batch, training=False),
+        images,
+        "float32",
+        onnx_model.OnnxFile,
+    )
+    assert found.problems == ()
+    assert found.max_error <= 1e-4 * found.outputs[0].largest
