@@ -9,7 +9,7 @@
 | ethosu | int8 | int8, uint8 or float | Arm Ethos-U; compiled files beside it |
 | tflite-micro | int8 | int8, uint8 or float | microcontrollers, TFLite Micro |
 | onnx | float32 | float | onnxruntime, OpenVINO and others |
-| onnx-int8 | int8 | float | the same, int8 as QuantizeLinear, DequantizeLinear |
+| onnx-int8 | int8 | uint8, float out | the same, as QuantizeLinear pairs |
 
 A row holds all that makes a format differ from the others; nothing elsewhere asks for
 a format's name.
@@ -26,7 +26,14 @@ from typing import Any
 import numpy as np
 
 from keras_lightnets import _errors
-from keras_lightnets.tools.export import edgetpu, ethosu, micro, postprocess, runner
+from keras_lightnets.tools.export import (
+    edgetpu,
+    ethosu,
+    metadata,
+    micro,
+    postprocess,
+    runner,
+)
 from keras_lightnets.tools.export import verify as verifying
 from keras_lightnets.tools.export.artifact import (
     Artifact,
@@ -96,14 +103,13 @@ def _tflite(request: Request, kind: str, target: str = "cpu") -> bytes:
 def _finish_tflite(
     content: bytes, detector: Detector, pictures: Sequence[np.ndarray]
 ) -> Finished:
-    """Append the detection op if it is asked for."""
-    if detector.postprocess is None:
-        return Finished(content)
-    made = postprocess.append(content, detector.meta, detector.postprocess)
-    if not pictures:
-        return Finished(made)
-    compared = postprocess.compare(content, made, detector.meta, pictures)
-    return Finished(made, compared)
+    """Append the detection op if it is asked for; write labels into the file."""
+    made, compared = content, None
+    if detector.postprocess is not None:
+        made = postprocess.append(content, detector.meta, detector.postprocess)
+        if pictures:
+            compared = postprocess.compare(content, made, detector.meta, pictures)
+    return Finished(metadata.attach(made, detector.meta), compared)
 
 
 def _onnx(request: Request) -> bytes:
@@ -271,7 +277,7 @@ FORMATS: Mapping[str, Format] = {
     ),
     "onnx-int8": Format(
         weights="int8",
-        io=FLOAT_ENDS,
+        io=("uint8",),
         runs_on="onnxruntime, OpenVINO and others, in int8",
         make=_onnx_int8,
         **ONNX,

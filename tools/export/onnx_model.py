@@ -80,12 +80,12 @@ def convert_int8(
         opset: ONNX operator set, one of `OPSETS`.
 
     Returns:
-        The file: float ends, int8 weights, pairs of QuantizeLinear and
-        DequantizeLinear.
+        The file: int8 weights, pairs of QuantizeLinear and DequantizeLinear. It reads
+        the bytes of a picture, uint8, and returns floats.
     """
     _check_opset(opset)
     converter = _tf2onnx()
-    content = tflite.convert(model, "int8", "float", calibration)
+    content = tflite.convert(model, "int8", "uint8", calibration)
     made = tflite.interpreter(content)
     inputs, outputs = (
         [row["name"] for row in rows]
@@ -99,7 +99,23 @@ def convert_int8(
             made, _ = converter.from_tflite(path, opset=opset)
     finally:
         Path(path).unlink()
+    for end in made.graph.output:
+        _return_floats(made.graph, end)
     return _finish(made, inputs, outputs)
+
+
+def _return_floats(graph: Any, end: Any) -> None:
+    """Undo the rounding of an output to bytes, whose scale no reader would know."""
+    onnx = require("onnx", "onnx")
+    maker = next(node for node in graph.node if end.name in node.output)
+    scale_and_zero = list(maker.input[1:3])
+    name = f"{end.name}_float"
+    node = onnx.helper.make_node(
+        "DequantizeLinear", [end.name, *scale_and_zero], [name]
+    )
+    graph.node.append(node)
+    end.name = name
+    end.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
 def _check_opset(opset: int) -> None:
@@ -205,7 +221,10 @@ class OnnxFile:
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
         """Run a batch of one picture, 0..255; float32 outputs in the file's order."""
         (row,) = self._session.get_inputs()
-        found = self._session.run(None, {row.name: np.asarray(batch, np.float32)})
+        pixels = np.asarray(batch, np.float32)
+        if row.type == "tensor(uint8)":
+            pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+        found = self._session.run(None, {row.name: pixels})
         return [np.asarray(value, np.float32) for value in found]
 
 
