@@ -8,7 +8,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -176,7 +176,10 @@ def export(
     ],
     format: Annotated[
         list[str] | None,
-        typer.Option(help="tflite-float32, tflite-float16, tflite-int8, edgetpu."),
+        typer.Option(
+            help="tflite-float32, tflite-float16, tflite-int8, edgetpu, ethosu, "
+            "tflite-micro, onnx, onnx-int8; several in one go."
+        ),
     ] = None,
     qat_epochs: Annotated[
         int, typer.Option(help="Epochs of quantisation-aware training.")
@@ -195,10 +198,16 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Quantise and export a run; every file is run, compared and measured."""
+    """Quantise and export a run; every file is run, compared, timed and measured.
+
+    RUN/export/export.json holds all figures, card.md the model card.
+    """
     _load_keras()
+    from rich.console import Console
+
     from keras_lightnets._deploy import DeployOptions, deploy
     from keras_lightnets.tasks.commands import finish
+    from keras_lightnets.tools import card
 
     run, *more = words  # more: what follows the first of `--format a b`
 
@@ -214,7 +223,11 @@ def export(
         }
         return deploy(DeployOptions.parse(options))
 
-    finish(work, as_json)
+    def show(result: Mapping[str, Any]) -> None:
+        Console().print(card.table(result))
+        typer.echo(f"{result['run']}/export: export.json, card.md")
+
+    finish(work, as_json, show)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 `keras_lightnets.__main__` is the command line of this.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,9 @@ class DeployOptions(Options):
     )
     io: str | None = Field(None, description="Type of the int8 files' ends.")
     postprocess: bool = Field(False, description="Append the detection op.")
+    opset: int | None = Field(None, description="ONNX operator set.")
+    threads: tuple[int, ...] = Field((1, 2), description="Threads to time files at.")
+    timed_runs: int = Field(20, ge=0, description="Timed runs of each; 0: none.")
 
 
 def deploy(options: DeployOptions) -> dict[str, Any]:
@@ -49,24 +53,53 @@ def deploy(options: DeployOptions) -> dict[str, Any]:
         options: The run and what to make of it.
 
     Returns:
-        "float", "qat" (None without) and per format the measured figures; also
-        written to RUN/export/export.json.
+        What the model is and comes from, "float", "qat" (None without) and per format
+        the measured figures; also written to RUN/export/export.json and, as a model
+        card, card.md. Both are renewed after every file.
 
     Raises:
         ValueError: If the run, a format or an option is not legal.
     """
+    from keras_lightnets.tools import card
+    from keras_lightnets.tools.export.latency import machine
+
+    _check(options)
+    work = Deployment(options)
+    result: dict[str, Any] = {
+        "run": str(work.folder),
+        "model": work.describe(),
+        "monitor": work.task.monitor,
+        "machine": machine(),
+        "float": work.measure_float(),
+        "qat": None,
+        "files": {},
+    }
+    if options.qat_epochs or options.reuse_qat:
+        result["qat"] = work.quantise()
+    for name in options.formats:
+        result["files"][name] = work.export(name, options.postprocess)
+        run.write_json(work.folder / EXPORTS / "export.json", result)
+        run.write_text(work.folder / EXPORTS / "card.md", card.card(result))
+    return result
+
+
+def _check(options: DeployOptions) -> None:
+    """Check all formats before the first is made."""
     for name in options.formats:
         if name not in FORMATS:
             raise unknown("export format", name, FORMATS)
-    work = Deployment(options)
-    result = {"run": str(work.folder), "float": work.measure_float(), "qat": None}
-    if options.qat_epochs or options.reuse_qat:
-        result["qat"] = work.quantise()
-    result["files"] = {
-        name: work.export(name, options.postprocess) for name in options.formats
-    }
-    run.write_json(work.folder / EXPORTS / "export.json", result)
-    return result
+    rows = {name: FORMATS[name] for name in options.formats}
+    legal = {kind: None for row in rows.values() for kind in row.io}
+    if options.io is not None and options.io not in legal:
+        raise unknown(f"io of {', '.join(rows)}", options.io, legal)
+    if options.postprocess and not any(row.postprocess for row in rows.values()):
+        names = [name for name, row in FORMATS.items() if row.postprocess]
+        raise unknown("format with the detection op", ", ".join(rows), names)
+    if options.opset is not None:
+        from keras_lightnets.tools.export.onnx_model import OPSETS
+
+        if options.opset not in OPSETS:
+            raise unknown("ONNX operator set", options.opset, OPSETS)
 
 
 class Deployment:
@@ -99,6 +132,32 @@ class Deployment:
             self.model = equalise(self.model, self._pictures("train", PICTURES))
         self.quantised: Any = None
         self._judge = self.task.evaluate_fn(self.config, self.data.val)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the model is and where it comes from, as JSON values."""
+        config, given = self.config, self.config.to_dict()
+        sidecar = self.task.meta(self.about).to_dict()
+        pictures = min(self.options.calibration, len(self.data.train))
+        return {
+            "name": config.name,
+            "task": self.task.name,
+            "backbone": config.backbone,
+            "head": given.get("head"),
+            "params": int(self.model.count_params()),
+            "input": list(sidecar["input"]["size"]),
+            "range": sidecar["input"]["range"],
+            "labels": list(sidecar["labels"]),
+            "data": given.get("data"),
+            "val_data": given.get("val_data") or given.get("data"),
+            "val_images": len(self.data.val),
+            "epochs": config.epochs,
+            **_published(config.backbone, config.weights),
+            "calibration": None if self._trains_aware() else pictures,
+            "versions": run.versions(),
+        }
+
+    def _trains_aware(self) -> bool:
+        return bool(self.options.qat_epochs or self.options.reuse_qat)
 
     def measure_float(self) -> dict[str, Any]:
         """Return the validation metrics of the Keras model."""
@@ -181,8 +240,12 @@ class Deployment:
                 "--postprocess appends an op for boxes; this run is of the task "
                 f"{self.task.name!r}. Leave it out."
             )
+        from keras_lightnets.tools.export import latency
+
         row = FORMATS[name]
         int8 = row.calibration
+        opset, io = self.options.opset, self.options.io
+        postprocess = postprocess and row.postprocess
         aware = int8 and self.quantised is not None
         folder = f"{name}-postprocess" if postprocess else name
         path = self.folder / EXPORTS / folder / f"model{row.suffix}"
@@ -192,17 +255,28 @@ class Deployment:
             path,
             calibration=self._calibration() if int8 and not aware else None,
             samples=self._pictures("val", formats.SAMPLES),
-            io=self.options.io if int8 else None,
+            io=io if io in row.io else None,
             detector=formats.Detector(
                 self.task.meta(self.about),
                 Postprocess() if postprocess else None,
             ),
+            options={"opset": opset} if opset and "opset" in row.options else None,
         )
+        content = path.read_bytes()
         if row.runtime:
             measured = self.task.measure_file(self.config, path)
         else:
-            measured = self._judge(_file_predictor(row.open(path.read_bytes())))
-        return {**artifact.json(), "metrics": measured}
+            measured = self._judge(_file_predictor(row.open(content)))
+        times: tuple[latency.Latency, ...] = ()
+        if self.options.timed_runs:
+            threads, runs = self.options.threads, self.options.timed_runs
+            times = latency.measure(row.open, content, threads, runs)
+        return {
+            **artifact.json(),
+            "metrics": measured,
+            "engine": row.engine,
+            "latency": [dataclasses.asdict(time) for time in times],
+        }
 
     def _calibration(self) -> list[np.ndarray]:
         return self._pictures("train", self.options.calibration)
@@ -231,6 +305,25 @@ def _predictor(model: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         return {name: np.asarray(value) for name, value in model(images).items()}
 
     return predict
+
+
+def _published(backbone: str, weights: str | None) -> dict[str, Any]:
+    """Paper of a network, and source and licence of the weights it started from."""
+    from keras_lightnets import get_spec, list_models
+
+    spec = get_spec(backbone) if backbone in list_models() else None
+    about: dict[str, Any] = {"reference": spec.reference if spec else None}
+    about["weights"] = {"source": weights or "none", "licence": None, "url": None}
+    held = spec.weights if spec else ()
+    found = [w for w in held if weights in (w.tag, "imagenet")]
+    if weights and found:
+        first = found[0]
+        about["weights"] = {
+            "source": f"{spec.name if spec else ''}.{first.tag}, {first.source}",
+            "licence": first.licence,
+            "url": first.url,
+        }
+    return about
 
 
 def _file_predictor(file: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

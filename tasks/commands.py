@@ -76,13 +76,18 @@ def command(
     return verb
 
 
-def finish(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
+def finish(
+    work: Callable[[], dict[str, Any]],
+    as_json: bool,
+    shown: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
     """Run a verb and show its result or its error.
 
     Args:
         work: Returns the result as JSON values.
         as_json: Print one JSON object on stdout, also for an error, in place of a
             table.
+        shown: Prints the result in place of the table of its plain values.
 
     Raises:
         typer.Exit: With code 2 after an error that the user can mend.
@@ -98,7 +103,7 @@ def finish(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
-        show(result)
+        (shown or show)(result)
 
 
 def show(result: Mapping[str, Any]) -> None:

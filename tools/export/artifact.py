@@ -99,7 +99,10 @@ class Artifact:
             "files": [str(path) for path in self.files],
             "verification": checked.json() if checked is not None else None,
             "postprocess": dict(self.postprocess) if self.postprocess else None,
-            "verdicts": {name: made.json() for name, made in self.verdicts.items()},
+            "verdicts": {
+                name: {**made.json(), "text": made.table()}
+                for name, made in self.verdicts.items()
+            },
             "problems": list(self.problems),
         }
 

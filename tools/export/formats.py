@@ -189,6 +189,7 @@ class Format:
         options: Names and defaults of options that `make` reads.
         runtime: Whether `tools.runtime` runs the file as devices do; metrics are
             then measured through it.
+        engine: What runs the file on this machine.
     """
 
     weights: str
@@ -204,6 +205,7 @@ class Format:
     )
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     runtime: bool = True
+    engine: str = "LiteRT"
 
     @property
     def calibration(self) -> bool:
@@ -218,6 +220,7 @@ ONNX: Mapping[str, Any] = {
     "postprocess": False,
     "options": {"opset": 17},
     "runtime": False,
+    "engine": "onnxruntime",
 }
 FLOAT_ENDS = ("float",)
 BYTE_ENDS = ("uint8", "int8", "float")

@@ -192,6 +192,7 @@ class OnnxFile:
     """
 
     xnnpack_partitions: int | None = None
+    xnnpack_outside: tuple[str, ...] = ()
 
     def __init__(self, content: bytes, threads: int = 2) -> None:
         onnx = require("onnx", "onnx")
