@@ -65,6 +65,7 @@ def deploy(options: DeployOptions) -> dict[str, Any]:
 
     _check(options)
     work = Deployment(options)
+    (work.folder / EXPORTS).mkdir(exist_ok=True)
     result: dict[str, Any] = {
         "run": str(work.folder),
         "model": work.describe(),
