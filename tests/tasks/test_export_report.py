@@ -70,9 +70,10 @@ def test_one_report_for_all_formats(config):
     for name, file in stored["files"].items():
         assert [row["threads"] for row in file["latency"]] == [1, 2], name
         assert all(0 < row["median_ms"] < 1e4 for row in file["latency"])
-        assert file["bytes"] == (folder / name).joinpath(
-            file["path"].rpartition("/")[2]
-        ).stat().st_size
+        assert (
+            file["bytes"]
+            == (folder / name).joinpath(file["path"].rpartition("/")[2]).stat().st_size
+        )
     for name in ("tflite-float32", "onnx"):
         assert stored["files"][name]["metrics"]["top1"] == pytest.approx(
             stored["float"]["top1"], abs=1e-6

@@ -55,8 +55,8 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "CustomMetadata": ("name", "data"),
     "ImageSegmenterOptions": ("activation", "min_parser_version"),
 }
-BYTES = ("properties_type", "options_type", "type", "coordinate_type", "color_space")
-BYTES += ("activation",)
+BYTES: tuple[str, ...] = ("properties_type", "options_type", "type", "activation")
+BYTES += ("coordinate_type", "color_space")
 
 Table = tuple[str, Mapping[str, Any]]
 

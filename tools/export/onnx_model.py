@@ -28,7 +28,15 @@ OPSET = 17
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 # Values behind them are some of those before them, or means of such: rounded inputs
 # stay in the same range.
-KEEPS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split")
+KEEPS: tuple[str, ...] = (
+    "Transpose",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Slice",
+    "Split",
+)
 KEEPS += ("Pad", "Gather", "Concat", "MaxPool", "AveragePool", "Resize", "Identity")
 # Merged into the operator before them.
 ACTIVATIONS = ("Relu", "Clip")
