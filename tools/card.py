@@ -155,7 +155,8 @@ def _latency(result: Mapping[str, Any]) -> str:
     threads = _threads(result)
     if not threads:
         return "Not measured."
-    header = ("format", "runs in", *(f"{count} threads, ms" for count in threads))
+    names = [f"{n} {'thread' if n == 1 else 'threads'}, ms" for n in threads]
+    header = ("format", "runs in", *names)
     rows = [
         (f"`{name}`", file["engine"], *(_time(file, count) for count in threads))
         for name, file in _files(result)
@@ -186,7 +187,7 @@ def _ends(result: Mapping[str, Any]) -> str:
     ]
     header = ("format", "end", "name", "type", "shape", "scale", "zero point")
     return (
-        f"Pictures are RGB, {result['model']['range']}; the normalisation is part of "
+        f"Pictures: {result['model']['range']}; the normalisation is part of "
         "each file. A real value is (stored - zero point) x scale.\n\n"
         + _grid(header, rows)
     )
@@ -208,8 +209,8 @@ def _problems(result: Mapping[str, Any]) -> str:
 
 def _provenance(about: Mapping[str, Any]) -> str:
     rows = [
-        ("training data", about["data"]),
-        ("validation data", about["val_data"]),
+        ("training data", _folder(about["data"])),
+        ("validation data", _folder(about["val_data"])),
         ("epochs", about["epochs"]),
         ("paper of the network", about["reference"]),
         ("weights it started from", about["weights"]["source"]),
@@ -219,6 +220,11 @@ def _provenance(about: Mapping[str, Any]) -> str:
         ("made with", ", ".join(f"{k} {v}" for k, v in about["versions"].items())),
     ]
     return _grid(("", ""), [(name, _word(value)) for name, value in rows])
+
+
+def _folder(path: str | None) -> str:
+    """The last part of a path: the rest is the machine's."""
+    return (path or "").replace(chr(92), "/").rstrip("/").rpartition("/")[2]
 
 
 def _word(value: Any) -> str:
