@@ -13,6 +13,7 @@ from keras_lightnets._registry import FAMILIES, family_module
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
+NPUS = ("ethos-u55-128", "ethos-u65-256", "ethos-u85-256")
 
 
 def golden(name: str) -> dict[str, Any]:
@@ -133,10 +134,74 @@ def followed(found: Mapping[str, Any] | None) -> str:
     return ", ".join(cells)
 
 
+def devices_table() -> str:
+    """Return one row per family's smallest network: what runs where, measured."""
+    facts = json.loads((GOLDEN / "devices.json").read_text("utf-8"))["networks"]
+    int8 = json.loads((GOLDEN / "int8.json").read_text("utf-8"))
+    lines = [
+        "| name | size | KiB | LiteRT | Edge TPU | U55-128 | U65-256 | U85-256 "
+        "| TFLite Micro |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in facts.items():
+        parts = row["xnnpack_partitions"]
+        _, _, mapped = deployed(int8.get(name)).partition(" | ")
+        cells = [
+            f"`{name}`",
+            str(row["size"]),
+            f"{row['bytes'] / 1024:.0f}",
+            timed(row.get("latency_ms"), parts),
+            mapped,
+            *(estimated(row["npu"].get(target)) for target in NPUS),
+            on_micro(row["micro"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def timed(latency: Mapping[str, float] | None, parts: int) -> str:
+    """Return the cell of LiteRT: time with one thread, parts of the file if several.
+
+    Args:
+        latency: Threads to milliseconds, None where it was not timed.
+        parts: Parts that XNNPACK splits the file into.
+    """
+    words = [f"{latency['1']:.2f} ms"] if latency else []
+    if parts != 1 or not words:
+        words.append(f"{parts} part{'' if parts == 1 else 's'}")
+    return ", ".join(words)
+
+
+def estimated(facts: Mapping[str, Any] | None) -> str:
+    """Return the cell of an Ethos-U: inferences per second, and ops left over.
+
+    Args:
+        facts: What make_devices.py found, None where it has not looked.
+    """
+    if facts is None:
+        return "not tried"
+    rate = facts["inferences_per_second"]
+    left = sum(op["count"] for op in facts["cpu_ops"].values())
+    speed = "none" if rate is None else f"{rate:.0f}/s"
+    return f"{speed}, {left} on CPU" if left else speed
+
+
+def on_micro(facts: Mapping[str, Any]) -> str:
+    """Return the cell of TFLite Micro: its tensor arena, or what it lacks.
+
+    Args:
+        facts: What make_devices.py found.
+    """
+    if facts["problem"]:
+        return f"no: {', '.join(facts['missing']) or facts['problem']}"
+    return f"{facts['arena_bytes'] / 1024:.0f} KiB"
+
+
 TABLES = {
     "families": families_table,
     "models": models_table,
     "quantised": quantised_table,
+    "devices": devices_table,
 }
 
 

@@ -1,0 +1,49 @@
+"""What runs where: the stored measurements of make_devices.py."""
+
+import json
+
+import pytest
+
+from keras_lightnets._registry import FAMILIES
+from keras_lightnets.tools.convert import make_devices
+from keras_lightnets.tools.export import ethosu
+
+
+def stored():
+    return json.loads(make_devices.FILE.read_text("utf-8"))
+
+
+def test_networks_are_the_smallest_of_their_families():
+    smallest = {make_devices.smallest(family) for family in FAMILIES}
+    assert set(stored()["networks"]) <= smallest
+
+
+def test_every_row_was_tried_everywhere():
+    found = stored()
+    assert set(found["versions"]) == {"ai-edge-litert", "ethos-u-vela", "tflite-micro"}
+    for name, row in found["networks"].items():
+        assert set(row["npu"]) == set(ethosu.TARGETS), name
+        assert row["xnnpack_partitions"] >= 1, name
+        if row["micro"]["problem"]:
+            assert row["micro"]["arena_bytes"] is None, name
+        else:
+            # The same arithmetic: at most one step of rounding.
+            assert row["micro"]["max_error_steps"] <= 1, name
+
+
+@pytest.mark.export
+def test_a_network_measured_again_gives_the_same():
+    pytest.importorskip("tf_keras")
+    pytest.importorskip("ethosu.vela")
+    pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
+    name = "shufflenet_v1_g1_025"
+    again = make_devices.facts(make_devices.convert(name))
+    known = stored()["networks"][name]
+    assert again["ops"] == known["ops"]
+    assert again["bytes"] == pytest.approx(known["bytes"], rel=0.02)
+    for target, row in again["npu"].items():
+        assert row["cpu_ops"] == known["npu"][target]["cpu_ops"]
+        cycles = known["npu"][target]["cycles"]
+        assert row["cycles"] == pytest.approx(cycles, rel=0.05)
+    arena = known["micro"]["arena_bytes"]
+    assert again["micro"]["arena_bytes"] == pytest.approx(arena, rel=0.02)
