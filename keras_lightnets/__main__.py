@@ -289,7 +289,10 @@ def bench(
     if as_json:
         _emit({"rows": [vars(row) for row in rows], "files": files})
         return
-    Console().print(benching.table(rows))
+    # A narrow terminal breaks long lines, but no figure is cut off.
+    table, console = benching.table(rows), Console()
+    whole = console.measure(table, options=console.options.update(width=1000)).maximum
+    Console(width=max(console.width, whole)).print(table)
     typer.echo("\n".join(files))
 
 

@@ -476,7 +476,14 @@ def _panel(axis: Any, rows: Sequence[Row]) -> None:
     axis.scatter([s[0] for s in shown], [s[1] for s in shown], s=16)
     best = [shown[i] for i in pareto([s[:2] for s in shown])]
     axis.step([s[0] for s in best], [s[1] for s in best], where="post", alpha=0.6)
+    slowest = max((s[0] for s in shown), default=0.0)
     for latency, top1, name in shown:
+        side, shift = ("right", -3) if latency == slowest else ("left", 3)
         axis.annotate(
-            name, (latency, top1), (3, 3), textcoords="offset points", fontsize=7
+            name,
+            (latency, top1),
+            (shift, 3),
+            textcoords="offset points",
+            fontsize=7,
+            ha=side,
         )
