@@ -1,7 +1,7 @@
 """Convolutions for which TensorFlow has faster kernels than Keras takes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -58,25 +58,32 @@ class Conv2D(keras.layers.Conv2D):
             flat = tf.reshape(inputs, (-1, channels))
             product = tf.matmul(flat, tf.reshape(kernel, (channels, self.filters)))
             return tf.reshape(product, (-1, 1, 1, self.filters))
-        convolve = functools.partial(
-            tf.nn.conv2d,
-            strides=self.strides,
-            padding=self.padding.upper(),
-            dilations=self.dilation_rate,
+        return convolve_groups(
+            inputs, kernel, self.groups, self.strides, self.padding, self.dilation_rate
         )
-        return convolve_groups(convolve, inputs, kernel, self.groups)
 
 
 def convolve_groups(
-    convolve: Callable[[Any, Any], Any], inputs: Any, kernel: Any, groups: int
+    inputs: Any,
+    kernel: Any,
+    groups: int,
+    strides: Sequence[int],
+    padding: str,
+    dilations: Sequence[int],
 ) -> Any:
-    """Convolve group by group where TensorFlow cannot train the whole at once.
+    """Convolve with kernels that TensorFlow can train here.
+
+    Without oneDNN, as on processors without AVX-512, it has no gradient of a grouped
+    kernel, nor of a dilated one: groups are convolved one by one then, and dilated
+    kernels as plain ones on cells taken apart.
 
     Args:
-        convolve: Function of inputs and kernel.
         inputs: Tensor of shape (batch, height, width, channels).
         kernel: Tensor of shape (height, width, channels / groups, filters).
         groups: Number of groups.
+        strides: Of rows and columns.
+        padding: "same" or "valid".
+        dilations: Of rows and columns.
 
     Returns:
         Tensor of shape (batch, new height, new width, filters).
@@ -84,14 +91,20 @@ def convolve_groups(
     import tensorflow as tf
 
     inputs, kernel = tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel)
-    if groups == 1 or _differentiable(inputs.dtype):
-        return convolve(inputs, kernel)
+    options = {"strides": list(strides), "padding": padding.upper()}
+    options["dilations"] = list(dilations)
+    plain = groups == 1 and tuple(dilations) == (1, 1)
+    if plain or _differentiable(inputs.dtype):
+        return tf.nn.conv2d(inputs, kernel, **options)
+    if groups == 1:
+        return tf.nn.convolution(inputs, kernel, **options)
     parts = zip(
         tf.split(inputs, groups, axis=-1),
         tf.split(kernel, groups, axis=-1),
         strict=True,
     )
-    return tf.concat([convolve(x, part) for x, part in parts], axis=-1)
+    made = [tf.nn.convolution(x, part, **options) for x, part in parts]
+    return tf.concat(made, axis=-1)
 
 
 @functools.cache

@@ -44,12 +44,11 @@ def _convolve(
     strides, padding = list(options["strides"]), options["padding"].upper()
     rates = list(options["dilation_rate"])
     if kind == "conv":
-        convolve = functools.partial(
-            tf.nn.conv2d, strides=strides, padding=padding, dilations=rates
-        )
         if final:
-            return convolve(x, kernel)
-        return keras_layers.convolve_groups(convolve, x, kernel, options["groups"])
+            return tf.nn.conv2d(x, kernel, strides, padding, dilations=rates)
+        return keras_layers.convolve_groups(
+            x, kernel, options["groups"], strides, padding, rates
+        )
     if kind == "depthwise":
         return tf.nn.depthwise_conv2d(x, kernel, [1, *strides, 1], padding, None, rates)
     shape = (tf.shape(x)[0], *options["output_shape"])
