@@ -9,7 +9,8 @@ from channel_paths import count_paths
 
 import keras_lightnets
 from keras_lightnets import _weights, cost
-from keras_lightnets.backbones.igcv2 import Row, balanced
+from keras_lightnets._blocks import StageRow
+from keras_lightnets.backbones.igcv2 import balanced
 
 PUBLISHED = [
     pytest.param("igcv2_025", 0.5, 46, id="0.25"),
@@ -20,7 +21,7 @@ PUBLISHED = [
 
 def small(partitions):
     """Build a network whose second block has 8 input and 16 output channels."""
-    rows = (Row(1, 8, 1, 1), Row(2, 16, 2, 1))
+    rows = (StageRow(1, 8, 1, 1), StageRow(2, 16, 2, 1))
     return keras_lightnets.IGCV2(
         weights=None,
         rows=rows,

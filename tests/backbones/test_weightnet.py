@@ -101,7 +101,8 @@ def test_an_image_alone_equals_its_row_in_a_batch():
     batch = np.asarray(model(images, training=False))
     assert np.abs(batch[0] - batch[1]).max() > 1e-3 * np.abs(batch).max()
     alone = np.concatenate([model(image[None], training=False) for image in images])
-    np.testing.assert_allclose(alone, batch, atol=1e-4 * np.abs(batch).max())
+    # Sums in another order; how far that goes depends on the processor's kernels.
+    np.testing.assert_allclose(alone, batch, atol=5e-4 * np.abs(batch).max())
 
 
 README = [

@@ -31,7 +31,7 @@ DETECTORS = {
 def kind(head):
     """What makes heads of one function differ for int8."""
     row = heads.HEADS[head]
-    return row.build, row.defaults.get("fusion"), row.defaults.get("act")
+    return row.build, row.defaults.get("fusion")
 
 
 def test_every_kind_of_head_is_walked():

