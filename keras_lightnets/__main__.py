@@ -8,7 +8,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -168,66 +168,14 @@ for _verb in ("train", "eval", "predict"):
     _task_command(_verb)
 
 
-@app.command()
-def export(
-    words: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN", help="Folder that `train` has written."),
-    ],
-    format: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="tflite-float32, tflite-float16, tflite-int8, edgetpu, ethosu, "
-            "tflite-micro, onnx, onnx-int8; several in one go."
-        ),
-    ] = None,
-    qat_epochs: Annotated[
-        int, typer.Option(help="Epochs of quantisation-aware training.")
-    ] = 0,
-    reuse_qat: Annotated[
-        bool, typer.Option(help="Take the quantised model of the last export.")
-    ] = False,
-    equalise: Annotated[
-        bool, typer.Option(help="Give channels like ranges first; for ESPNet.")
-    ] = False,
-    io: Annotated[
-        str | None, typer.Option(help="uint8, int8 or float ends of int8 files.")
-    ] = None,
-    postprocess: Annotated[
-        bool, typer.Option(help="Append TFLite_Detection_PostProcess.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Quantise and export a run; every file is run, compared, timed and measured.
+@app.command(context_settings=PASS_ON)
+def export(context: typer.Context) -> None:
+    """Quantise and export a run; every file is run, compared, timed and measured."""
+    from keras_lightnets import _deploy
 
-    RUN/export/export.json holds all figures, card.md the model card.
-    """
-    _load_keras()
-    from rich.console import Console
-
-    from keras_lightnets._deploy import DeployOptions, deploy
-    from keras_lightnets.tasks.commands import finish
-    from keras_lightnets.tools import card
-
-    run, *more = words  # more: what follows the first of `--format a b`
-
-    def work() -> dict[str, Any]:
-        options = {
-            "run": run,
-            "formats": tuple([*(format or ()), *more]) or ("edgetpu",),
-            "qat_epochs": qat_epochs,
-            "reuse_qat": reuse_qat,
-            "equalise": equalise,
-            "io": io,
-            "postprocess": postprocess,
-        }
-        return deploy(DeployOptions.parse(options))
-
-    def show(result: Mapping[str, Any]) -> None:
-        Console().print(card.table(result))
-        typer.echo(f"{result['run']}/export: export.json, card.md")
-
-    finish(work, as_json, show)
+    if "--help" not in context.args:
+        _load_keras()
+    _deploy.main(context.args)
 
 
 @app.command()
@@ -268,8 +216,7 @@ def bench(
 ) -> None:
     """Time networks through LiteRT in turns; table, CSV and Pareto plot."""
     _load_keras()
-    from rich.console import Console
-
+    from keras_lightnets.tasks.commands import print_table
     from keras_lightnets.tools import bench as benching
 
     counts = [*(threads or ()), *(int(name) for name in names if name.isdigit())]
@@ -289,10 +236,7 @@ def bench(
     if as_json:
         _emit({"rows": [vars(row) for row in rows], "files": files})
         return
-    # A narrow terminal breaks long lines, but no figure is cut off.
-    table, console = benching.table(rows), Console()
-    whole = console.measure(table, options=console.options.update(width=1000)).maximum
-    Console(width=max(console.width, whole)).print(table)
+    print_table(benching.table(rows))
     typer.echo("\n".join(files))
 
 
@@ -305,8 +249,7 @@ def _bench_ops(
     as_json: bool,
 ) -> None:
     """Show the operations of each network's files by kind."""
-    from rich.console import Console
-
+    from keras_lightnets.tasks.commands import print_table
     from keras_lightnets.tools import bench as benching
     from keras_lightnets.tools import op_profile
 
@@ -319,7 +262,7 @@ def _bench_ops(
         for (name, kind), ops in found.items():
             title = f"{name}, {kind}, threads: {count}"
             if not as_json:
-                Console().print(op_profile.table(title, ops))
+                print_table(op_profile.table(title, ops))
             rows.append(
                 {"name": name, "kind": kind, "threads": count}
                 | {"ops": [vars(op) for op in ops]}

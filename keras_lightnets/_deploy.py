@@ -5,7 +5,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ class DeployOptions(Options):
     """What to make of a trained run."""
 
     run: str = Field(description="Run folder.")
-    formats: tuple[str, ...] = Field(("edgetpu",), description="Names in FORMATS.")
+    formats: tuple[str, ...] = Field(
+        ("edgetpu",), description=f"Several in one go: {', '.join(FORMATS)}."
+    )
     qat_epochs: int = Field(
         0, ge=0, description="Epochs of quantisation-aware training; 0: after training."
     )
@@ -39,15 +41,44 @@ class DeployOptions(Options):
     equalise: bool = Field(
         False, description="Give channels like ranges first; ESPNet needs it."
     )
-    io: str | None = Field(None, description="Type of the int8 files' ends.")
-    postprocess: bool = Field(False, description="Append the detection op.")
-    opset: int | None = Field(None, description="ONNX operator set.")
+    io: str | None = Field(None, description="uint8, int8 or float: int8 files' ends.")
+    postprocess: bool = Field(
+        False, description="Append TFLite_Detection_PostProcess to detectors."
+    )
+    opset: int | None = Field(None, description="ONNX operator set, 13 to 18.")
     threads: tuple[int, ...] = Field((1, 2), description="Threads to time files at.")
     timed_runs: int = Field(20, ge=0, description="Timed runs of each; 0: none.")
 
 
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line of `deploy`: RUN, and a flag for each option.
+
+    Args:
+        arguments: Words behind `keras-lightnets export`.
+    """
+    import typer
+
+    from keras_lightnets.tasks.commands import command, print_table
+    from keras_lightnets.tools import card
+
+    def show(result: Mapping[str, Any]) -> None:
+        print_table(card.table(result))
+        typer.echo(f"{result['run']}/{EXPORTS}: export.json, card.md")
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    verb = command(
+        DeployOptions,
+        deploy,
+        words=("run", "formats"),
+        flags={"formats": "--format"},
+        shown=show,
+    )
+    app.command()(verb)
+    app(args=list(arguments), prog_name="keras-lightnets export")
+
+
 def deploy(options: DeployOptions) -> dict[str, Any]:
-    """Quantise, export, run and measure.
+    """Quantise and export a run; every file is run, compared, timed and measured.
 
     Args:
         options: The run and what to make of it.
@@ -101,6 +132,9 @@ def _check(options: DeployOptions) -> None:
 
         if options.opset not in OPSETS:
             raise unknown("ONNX operator set", options.opset, OPSETS)
+        if not any("opset" in row.options for row in rows.values()):
+            names = [name for name, row in FORMATS.items() if "opset" in row.options]
+            raise unknown("format with an operator set", ", ".join(rows), names)
 
 
 class Deployment:

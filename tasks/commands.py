@@ -10,9 +10,15 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from keras_lightnets._errors import unknown
-from keras_lightnets.tasks.config import ConfigError, Options, read_json_object
+from keras_lightnets.tasks.config import (
+    ConfigError,
+    Options,
+    read_json_object,
+    split_commas,
+)
 from keras_lightnets.tasks.run import TrainingError
 
 # What a user can cause; anything else is a bug and keeps its traceback.
@@ -26,11 +32,15 @@ def command(
     *,
     switches: Mapping[str, str] | None = None,
     base: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    words: tuple[str, str] | None = None,
+    flags: Mapping[str, str] | None = None,
+    shown: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Callable[..., None]:
     """Make a typer command whose flags are the fields of an option class.
 
     Added to them: `--config FILE.json` (options, below the flags) and `--json`
-    (one result object on stdout). A field of type `list[str]` is positional.
+    (one result object on stdout). A field of type `list[str]` is positional, a flag
+    of a tuple may come more than once or hold commas.
 
     Args:
         options: The option class.
@@ -38,6 +48,10 @@ def command(
         switches: Further flags without a value -> help text.
         base: Called with flags and switches; returns options below all others,
             such as those of a run that is resumed.
+        words: Field that the first positional word fills, and the tuple that takes
+            the others: those behind the first of `--format onnx edgetpu`.
+        flags: Field -> flag, where it is not the field's name.
+        shown: Prints the result, see `finish`.
 
     Returns:
         The function to hand to typer.
@@ -48,6 +62,10 @@ def command(
         as_json = values.pop("json")
         file = values.pop("config")
         chosen = {name: bool(values.pop(name)) for name in extra}
+        if words is not None:
+            first, *more = values.pop("words")
+            values[words[0]] = first
+            values[words[1]] = [*(values[words[1]] or ()), *more]
         with_values = {k: v for k, v in values.items() if v not in (None, [])}
 
         def work() -> dict[str, Any]:
@@ -57,11 +75,19 @@ def command(
                 below = {**below, **_from_file(options, file)}
             return call(options.parse({**below, **given}), **chosen)
 
-        finish(work, as_json)
+        finish(work, as_json, shown)
 
     verb.__name__ = call.__name__
     verb.__doc__ = (call.__doc__ or "").split("\n\n")[0]
-    parameters = [_parameter(name, field) for name, field in _fields(options)]
+    parameters = [
+        _parameter(name, field, (flags or {}).get(name, _flag(name)))
+        for name, field in _fields(options)
+        if words is None or name != words[0]
+    ]
+    if words is not None:
+        text = options.model_fields[words[0]].description
+        argument = typer.Argument(metavar=words[0].upper(), help=text)
+        parameters.insert(0, _keyword("words", Annotated[list[str], argument]))
     parameters += [_switch(name, text) for name, text in extra.items()]
     parameters += [
         _keyword(
@@ -111,8 +137,27 @@ def show(result: Mapping[str, Any]) -> None:
     table = Table(show_header=False)
     for name, value in _flat("", result):
         text = f"{value:.4f}" if isinstance(value, float) else str(value)
-        table.add_row(name, text)
-    Console().print(table)
+        table.add_row(Text(name), Text(text))
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """Print a table so that no figure is cut off, whatever the terminal.
+
+    Args:
+        table: Where it does not fit, columns that may wrap break between words; a
+            terminal that is narrower still breaks the lines.
+    """
+    console = Console()
+    free = console.options.update(width=1000)
+    if console.measure(table, options=free).maximum > console.width:
+        for column in table.columns:
+            if not column.no_wrap:
+                cells = (column.header, *column.cells)
+                words = [console.measure(cell, options=free).minimum for cell in cells]
+                column.width = max(words)
+    whole = console.measure(table, options=free).maximum
+    Console(width=max(console.width, whole)).print(table)
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -129,34 +174,40 @@ def _fields(options: type[Options]) -> list[tuple[str, Any]]:
     return list(options.model_fields.items())
 
 
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _keyword(
+    name: str, annotation: Any, default: Any = inspect.Parameter.empty
+) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
 def _switch(name: str, text: str) -> inspect.Parameter:
-    flag = f"--{name.replace('_', '-')}"
-    return _keyword(name, Annotated[bool, typer.Option(flag, help=text)], False)
+    return _keyword(name, Annotated[bool, typer.Option(_flag(name), help=text)], False)
 
 
-def _parameter(name: str, field: Any) -> inspect.Parameter:
+def _parameter(name: str, field: Any, flag: str) -> inspect.Parameter:
     text = field.description or ""
-    flag = f"--{name.replace('_', '-')}"
     if get_origin(field.annotation) is list:
         hint: Any = Annotated[list[str], typer.Argument(help=text)]
-        return _keyword(name, hint, inspect.Parameter.empty)
+        return _keyword(name, hint)
     if field.annotation is bool:
-        both = f"{flag}/--no-{name.replace('_', '-')}"
+        both = f"{flag}/--no-{flag.removeprefix('--')}"
         hint = Annotated[bool | None, typer.Option(both, help=_help(text, field))]
         return _keyword(name, hint, None)
     option = typer.Option(flag, help=_help(text, field), metavar=_metavar(field))
-    return _keyword(name, Annotated[str | None, option], None)
+    kind = list[str] if get_origin(field.annotation) is tuple else str
+    return _keyword(name, Annotated[kind | None, option], None)
 
 
 def _help(text: str, field: Any) -> str:
     default = field.get_default(call_default_factory=True)
-    shown = NONE if default is None else default
-    return text if field.is_required() else f"{text} [{shown}]"
+    shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
+    shown = NONE if default is None else shown
+    return text if field.is_required() else f"{text} Default: {shown}."
 
 
 def _metavar(field: Any) -> str:
@@ -170,6 +221,8 @@ def _metavar(field: Any) -> str:
 def _value(options: type[Options], name: str, value: Any) -> Any:
     """Turn a flag's text into what the option class reads."""
     annotation = options.model_fields[name].annotation
+    if get_origin(annotation) is tuple:
+        return tuple(part for text in value for part in split_commas(text))
     if isinstance(value, str) and value.lower() == NONE:
         if type(None) in get_args(annotation):
             return None
@@ -177,9 +230,8 @@ def _value(options: type[Options], name: str, value: Any) -> Any:
         try:
             return json.loads(value)
         except json.JSONDecodeError as error:
-            flag = f"--{name.replace('_', '-')}"
             raise ConfigError(
-                f"{flag} must be a JSON object such as '{{\"width\": 0.5}}'. "
+                f"{_flag(name)} must be a JSON object such as '{{\"width\": 0.5}}'. "
                 f"Received: {value!r} ({error.msg} at column {error.colno})."
             ) from error
     return value

@@ -246,6 +246,7 @@ def table(rows: Sequence[Row]) -> Any:
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     settings = list(dict.fromkeys((row.kind, row.threads) for row in rows))
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
@@ -267,7 +268,7 @@ def table(rows: Sequence[Row]) -> Any:
             *(_cell(cell) for cell in cells),
         )
     problems = [f"{row.name}, {row.kind}: {row.problem}" for row in rows if row.problem]
-    found.caption = "\n".join(dict.fromkeys(problems)) or None
+    found.caption = Text("\n".join(dict.fromkeys(problems))) if problems else None
     return found
 
 

@@ -56,6 +56,7 @@ def table(result: Mapping[str, Any]) -> Any:
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     monitor = result["monitor"]
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
@@ -63,7 +64,12 @@ def table(result: Mapping[str, Any]) -> Any:
     header = ["format", "KiB", "ops", "agreement", monitor]
     header += [f"{count}T, ms" for count in threads]
     for place, name in enumerate(header):
-        found.add_column(name, justify="left" if place == 0 else "right", no_wrap=True)
+        found.add_column(
+            name,
+            justify="left" if place == 0 else "right",
+            # On a narrow terminal a time breaks in front of its scatter.
+            no_wrap=not name.endswith("ms"),
+        )
     for kind in ("float", "qat"):
         if result[kind] is not None:
             metric = _number(result[kind][monitor])
@@ -79,7 +85,7 @@ def table(result: Mapping[str, Any]) -> Any:
             *(_time(file, count) for count in threads),
         )
     lines = [line for name, file in _files(result) for line in _notes(name, file)]
-    found.caption = "\n".join(lines) or None
+    found.caption = Text("\n".join(lines)) if lines else None
     return found
 
 

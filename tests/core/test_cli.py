@@ -43,6 +43,22 @@ def test_unknown_task_is_explained(verb):
 
 
 @pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--format", "onnx", "edgtpu"), "Did you mean 'edgetpu'"),
+        (("--format", "edgetpu", "--opset", "15"), "format with an operator set"),
+        (("--format", "edgetpu", "onnx", "--opset", "19"), "Legal: 13, 14, 15"),
+        (("--format", "edgetpu,onnx", "--opset", "15"), "No model at nowhere"),
+        (("--threads", "1", "--threads", "two"), "threads"),
+    ],
+)
+def test_flags_of_export_are_its_options(words, text):
+    result = run("export", "nowhere", *words, "--json")
+    assert result.exit_code == 2
+    assert text in json.loads(result.stdout)["error"]
+
+
+@pytest.mark.parametrize(
     ("task", "option"),
     [("classify", "--cutmix"), ("detect", "--nms-iou"), ("segment", "--hard-share")],
 )

@@ -19,6 +19,7 @@ FORMATS = ("tflite-float32", "tflite-int8", "edgetpu", "onnx", "onnx-int8")
         ({"formats": ("onx",)}, "Did you mean 'onnx'"),
         ({"formats": ("tflite-int8",), "io": "unit8"}, "Did you mean 'uint8'"),
         ({"formats": ("onnx",), "opset": 19}, "Legal: 13, 14, 15, 16, 17, 18"),
+        ({"formats": ("edgetpu",), "opset": 15}, "format with an operator set"),
         ({"formats": ("onnx",), "postprocess": True}, "format with the detection op"),
     ],
 )

@@ -7,6 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
+from keras_lightnets.tasks.commands import print_table
 from keras_lightnets.tools import card
 
 END = {"name": "image", "dtype": "uint8", "shape": [1, 48, 64, 3]}
@@ -91,6 +92,26 @@ def test_card_leaves_out_what_was_not_measured():
     assert "EPYC" not in text
     with pytest.raises(KeyError):
         card.card({**result, "model": {}})
+
+
+@pytest.mark.parametrize("width", [30, 70, 80, 200])
+def test_no_figure_is_cut_off(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    result = copy.deepcopy(RESULT)
+    slow = {"threads": 1, "median_ms": 1234.5, "low_ms": 1200, "high_ms": 1400}
+    result["files"]["tflite-float32"] = {
+        **FILE,
+        "bytes": 123_456_789,
+        "latency": [{**slow, "runs": 20}, FILE["latency"][1]],
+        "problems": ["2 ops [a, b] are not mapped"],
+    }
+    print_table(card.table(result))
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for figure in ("120,563", "98.75%", "0.8125", "1234.50", "±100.00", "4.50"):
+        assert figure in shown
+    assert "2 ops [a, b]" in " ".join(shown.split())
+    assert ("1234.50 ±100.00" in shown) == (width == 200)
 
 
 def test_terminal_table():
