@@ -134,7 +134,7 @@ def heads(out: pathlib.Path, epochs: int) -> None:
     page.record(
         "bccd_heads",
         "Blood cells (BCCD): SSDLite and EfficientDet-Lite0 on EfficientNet-Lite0",
-        "python benchmarks/detectors.py heads",
+        f"python benchmarks/detectors.py heads --epochs {epochs}",
         rows,
         f"Data, recipe and measurement as above, 320 px, {epochs} epochs for both; the "
         "int8 files after one epoch of quantisation-aware training.",
