@@ -68,14 +68,18 @@ def take_turns(
 
     Returns:
         Package -> what its rounds returned.
+
+    Raises:
+        EOFError: If one of the processes ends; it prints why.
     """
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for package, function in functions.items():
         pipes[package], theirs = context.Pipe()
         given = (theirs, prepare, package, function, *arguments)
-        processes.append(context.Process(target=_serve, args=given))
+        processes.append(context.Process(target=_serve, args=given, daemon=True))
         processes[-1].start()
+        theirs.close()  # only then does the end of the process end the pipe
         pipes[package].recv()
     found: dict[str, list[Any]] = {package: [] for package in functions}
     for _ in range(rounds):
