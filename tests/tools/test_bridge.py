@@ -13,7 +13,7 @@ pytest.importorskip("tf_keras")
 
 from quant_models import classifier, detector, exactly, pictures, settle
 
-from keras_lightnets.layers import channels
+from keras_lightnets.layers import BlurPool, channels
 from keras_lightnets.tools.quantize import bridge
 
 
@@ -63,6 +63,12 @@ def test_separate_means_per_channel():
         lambda x: layers.Average()([x, layers.AveragePooling2D(3, 1, "same")(x), x]),
         lambda x: layers.Subtract()([x, layers.ZeroPadding2D(1)(x)[:, 2:, 2:]]),
         lambda x: layers.Resizing(5, 7, interpolation="bilinear")(x),
+        lambda x: layers.AdaptiveAveragePooling2D((4, 5))(x),
+        lambda x: layers.AdaptiveAveragePooling2D((3, 11))(x),
+        lambda x: layers.AdaptiveAveragePooling2D((18, 22))(x),
+        lambda x: layers.AdaptiveAveragePooling2D(6)(layers.AveragePooling2D(4)(x)),
+        lambda x: BlurPool()(x),
+        lambda x: BlurPool()(layers.Cropping2D(((0, 1), (0, 1)))(x)),
         lambda x: layers.UpSampling2D(2, interpolation="bilinear")(x),
         lambda x: layers.Permute((2, 1, 3))(layers.Cropping2D(1)(x)),
         lambda x: channels.channel_slice(x, 1, 3, "a"),

@@ -10,7 +10,7 @@ pytest.importorskip("ai_edge_litert")
 
 from quant_models import pictures, settle
 
-from keras_lightnets.layers import BatchNormalization, SelectChannels
+from keras_lightnets.layers import BatchNormalization, BlurPool, SelectChannels
 from keras_lightnets.layers.shuffle import channel_shuffle
 from keras_lightnets.tools.export import cpu, opened, tflite, verify
 from keras_lightnets.tools.quantize import _passes, bridge, ptq
@@ -83,6 +83,9 @@ FORMS = {
     "gate": gated,
     "selective kernel": selected,
     "shuffled groups": shuffled,
+    "blur": BlurPool(),
+    "windows": layers.AdaptiveAveragePooling2D(4),
+    "copies": layers.AdaptiveAveragePooling2D(16),
     "small groups": lambda x: layers.Conv2D(8, 3, groups=4, padding="same")(x),
     "groups of one": lambda x: layers.Conv2D(16, (1, 3), groups=8, name="one")(x),
 }

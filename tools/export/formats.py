@@ -328,35 +328,14 @@ def export(
     """
     row = _checked(model, format, path, io, detector)
     pictures = None if calibration is None else list(calibration)
-    if row.calibration and not pictures and not _is_quantised(model):
-        raise ValueError(
-            f"Format {format!r} needs calibration pictures: pass calibration=, about "
-            "100 real pictures (height, width, 3) of 0..255."
-        )
-    shown = (pictures if samples is None else list(samples)) or []
-    shown = shown[:SAMPLES]
-    request = Request(
-        model=model,
-        io=io or row.io[0],
-        calibration=pictures if row.calibration else None,
-        options=_options(format, row, options or {}),
-    )
-    raw = row.make(request)
-    file = row.open(raw)
-    _refuse_floats(file, row)
-    checked = None
-    if shown:
-        checked = verifying.verify(
-            raw, _callable(model), shown, row.weights, lambda _: file
-        )
+    shown = ((pictures if samples is None else list(samples)) or [])[:SAMPLES]
+    raw = row.make(_request(model, format, pictures, io, options or {}))
+    checked = _compared(raw, row, model, shown)
     finished = Finished(raw)
     if detector is not None:
         finished = row.finish(raw, detector, [_picture(sample) for sample in shown])
     found = {name: judge(finished.content) for name, judge in row.verdicts.items()}
-    contents = _contents(Path(path), finished.content, detector, found)
-    if detector is not None and row.runtime:
-        contents[Path(path).with_name(runner.NAME)] = runner.archive()
-    files = write_files(contents)
+    files = write_files(_contents(Path(path), row, finished.content, detector, found))
     return _artifact(files, format, finished, checked, found)
 
 
@@ -384,11 +363,40 @@ def _checked(
     return row
 
 
-def _options(format: str, row: Format, given: Mapping[str, Any]) -> dict[str, Any]:
-    for name in given:
+def _request(
+    model: Any,
+    format: str,
+    pictures: Sequence[np.ndarray] | None,
+    io: str | None,
+    options: Mapping[str, Any],
+) -> Request:
+    """Check what a format's `make` needs, and gather it."""
+    row = FORMATS[format]
+    if row.calibration and not pictures and not _is_quantised(model):
+        raise ValueError(
+            f"Format {format!r} needs calibration pictures: pass calibration=, about "
+            "100 real pictures (height, width, 3) of 0..255."
+        )
+    for name in options:
         if name not in row.options:
             raise _errors.unknown(f"option of format {format}", name, row.options)
-    return {**row.options, **given}
+    return Request(
+        model=model,
+        io=io or row.io[0],
+        calibration=pictures if row.calibration else None,
+        options={**row.options, **options},
+    )
+
+
+def _compared(
+    raw: bytes, row: Format, model: Any, shown: Sequence[np.ndarray]
+) -> verifying.Verification | None:
+    """Run the file and compare it with the model; None without pictures."""
+    file = row.open(raw)
+    _refuse_floats(file, row)
+    if not shown:
+        return None
+    return verifying.verify(raw, _callable(model), shown, row.weights, lambda _: file)
 
 
 def _is_quantised(model: Any) -> bool:
@@ -418,9 +426,13 @@ def _refuse_floats(file: OpenedFile, row: Format) -> None:
 
 
 def _contents(
-    path: Path, content: bytes, detector: Detector | None, found: Mapping[str, Finding]
+    path: Path,
+    row: Format,
+    content: bytes,
+    detector: Detector | None,
+    found: Mapping[str, Finding],
 ) -> dict[Path, bytes]:
-    """The model, a detector's sidecar and labels, and what targets made of it."""
+    """The model, a detector's sidecar, labels and runner, and what targets made."""
     contents = {path: content}
     if detector is not None:
         meta = detector.meta
@@ -429,6 +441,8 @@ def _contents(
         labels = postprocess.labels_text(meta.labels)
         contents[path.with_suffix(".json")] = json.dumps(meta.to_dict()).encode()
         contents[path.with_name("labels.txt")] = labels.encode()
+        if row.runtime:
+            contents[path.with_name(runner.NAME)] = runner.archive()
     for finding in found.values():
         for ending, further in finding.files.items():
             contents[path.with_name(path.stem + ending)] = further

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_lightnets.tools.quantize import _lower_maps
 from keras_lightnets.tools.quantize._graph import Graph, Step
 
 CONV_KEYS = ("strides", "padding", "dilation_rate")
@@ -415,30 +416,6 @@ def select(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
     return low.emit("gather", layer.name, [args[0]], config, shape=shape)
 
 
-def resample(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
-    """Resample2D as two products with constant matrices, rows first."""
-    batch, rows, columns, channels = low.shape(args[0])
-    down, across = layer.matrices(rows, columns)
-    height, width = shape[1:3]
-    name = layer.name
-
-    def turn(x: str, part: str, dims: tuple[int, ...], *sides: Any) -> str:
-        config = {"dims": dims}
-        return low.emit("permute", f"{name}_{part}", [x], config, shape=(batch, *sides))
-
-    def product(x: str, part: str, matrix: Any, *sides: Any) -> str:
-        config = {"units": len(matrix), "use_bias": False, "trainable": False}
-        x = low.emit("dense", f"{name}_{part}", [x], config, shape=(batch, *sides))
-        low.graph.steps[x].weights = {"kernel": matrix.T}
-        return x
-
-    x = turn(args[0], "turn", (2, 3, 1), columns, channels, rows)
-    x = product(x, "rows", down, columns, channels, height)
-    x = turn(x, "swap", (3, 2, 1), height, channels, columns)
-    x = product(x, "columns", across, height, channels, width)
-    return turn(x, "back", (1, 3, 2), height, width, channels)
-
-
 LAYERS: dict[str, Callable[..., str]] = {
     "Conv2D": conv,
     "DepthwiseConv2D": conv,
@@ -469,7 +446,9 @@ LAYERS: dict[str, Callable[..., str]] = {
     "Cropping2D": window("crop", ("cropping", "data_format")),
     "Cropping1D": crop_rows,
     "Permute": window("permute", ("dims",)),
-    "Resample2D": resample,
+    "Resample2D": _lower_maps.resample,
+    "AdaptiveAveragePooling2D": _lower_maps.adaptive_average,
+    "BlurPool": _lower_maps.blur,
     "Reshape": reshape,
     "SelectChannels": select,
     "Flatten": reshape,

@@ -85,6 +85,7 @@ FUNCTION_RULES: dict[str, Rule] = {
     "sigmoid": Rule(output=UNIT),
     "softmax": Rule(output=UNIT),
     "tanh": Rule(output=SIGNED_UNIT),
+    "gelu": Rule(),
 }
 
 
@@ -122,7 +123,7 @@ def _base(graph: Graph, step: Step) -> Rule:
         raise NotQuantisableError(
             f"{key!r} at {step.name!r} has no int8 operation. Path: "
             f"{' -> '.join(graph.path_to(step.name))}. Use relu, relu6, hard_swish, "
-            "sigmoid or tanh instead."
+            "gelu, sigmoid or tanh instead."
         )
     return table[key]
 

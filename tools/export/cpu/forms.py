@@ -31,7 +31,9 @@ def pools_to_depthwise(graph: Graph) -> None:
             step.config["padding"] == "valid"
             or steps.same_pads(sides, size, strides) == steps.NO_PADS
         )
-        if on_map and (step.kind == "avg_pool" or size == (1, 1)):
+        # TensorFlow has no depthwise kernel whose strides differ.
+        alike = strides[0] == strides[1]
+        if on_map and alike and (step.kind == "avg_pool" or size == (1, 1)):
             steps.keep_range(graph, step)
             channels = int(step.shape[-1] or 0)
             kernel = np.full((*size, channels), 1.0 / (size[0] * size[1]))

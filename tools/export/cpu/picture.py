@@ -132,7 +132,7 @@ def _pair_up(graph: Graph, step: Step, source: str, pads: Pads) -> None:
     sides = (height, (width + 1) // 2)
     if sides[1] + sum(columns) - size[1] + 1 != outs:
         return
-    even = _even(f"{step.name}_even", source, (height, width, channels))
+    even = _even(graph, f"{step.name}_even", source)
     given = even[0].name if even else source
     pairs = steps.reshape(f"{step.name}_pairs", given, (*sides, 2 * channels))
     before, added = step.inputs[0], [*even, pairs]
@@ -151,14 +151,18 @@ def _pair_up(graph: Graph, step: Step, source: str, pads: Pads) -> None:
     _join(graph, pairs)
 
 
-def _even(name: str, source: str, sides: tuple[int, int, int]) -> list[Step]:
-    """Return the padding that a map of an odd number of columns needs."""
-    height, width, channels = sides
+def _even(graph: Graph, name: str, source: str) -> list[Step]:
+    """Return the column of zeros that a map of an odd number of columns needs."""
+    height, width, channels = steps.shape(graph, source)[1:]
     if width % 2 == 0:
         return []
-    config = {"padding": ((0, 0), (0, 1)), "data_format": "channels_last"}
+    config = {"axis": 2, "first": 0, "last": 1}
     shape = (None, height, width + 1, channels)
-    return [Step(name, "zero_pad", (source,), config, shape=shape)]
+    joined = Step(name, "join_zeros", (source,), config, shape=shape)
+    held = steps.range_of(graph, source)
+    # Without ranges the converter finds those of both.
+    joined.range = held if any(held) else None
+    return [joined]
 
 
 def _pad(name: str, before: Step, pads: Pads) -> list[Step]:
