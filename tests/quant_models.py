@@ -50,11 +50,12 @@ def settle(model, seed=0):
     return model
 
 
-def exactly(model, values):
+def exactly(model, values, twin=None):
     """Return the largest relative difference when both compute in float64.
 
     In float32 either side is up to 1e-5 from that, by rounding alone. Zero but for
-    constants such as 1/6, which one side holds in float32.
+    constants such as 1/6, which one side holds in float32. The twin is the bridge's,
+    or a given tf_keras model.
     """
     import tf_keras
 
@@ -66,7 +67,7 @@ def exactly(model, values):
             config["dtype"] = "float64"
         return type(operation).from_config(config)
 
-    twin = bridge.to_tf_keras(model).model
+    twin = twin or bridge.to_tf_keras(model).model
     both = []
     for source, models in ((model, keras.models), (twin, tf_keras.models)):
         copy = models.clone_model(source, clone_function=double)

@@ -10,7 +10,7 @@ from keras import layers
 pytest.importorskip("tf_keras")
 pytest.importorskip("ai_edge_litert")
 
-from quant_models import pictures, settle
+from quant_models import exactly, pictures, settle
 
 from keras_lightnets.layers import SelectChannels, channel_shuffle, channel_split
 from keras_lightnets.layers.channelwise import channelwise_conv
@@ -362,11 +362,8 @@ def test_network_is_mapped_whole(name, tmp_path):
     )
     graph = lowered(model)
     check_kinds(graph)
-    images = pictures(2, side)
     twin, _ = bridge.emit(graph, batch=2)
-    want = np.asarray(model(images.astype("float32"), training=False))
-    got = np.asarray(twin(images.astype("float32"), training=False))
-    assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+    assert exactly(model, pictures(2, side), twin) < 1e-5
     path = tmp_path / "model.tflite"
     made = formats.export(model, "edgetpu", path, list(pictures(4, side)))
     content = path.read_bytes()
