@@ -184,8 +184,7 @@ def _ends(result: Mapping[str, Any]) -> str:
             f"`{end['name']}`",
             end["dtype"],
             "x".join(str(n) for n in end["shape"]),
-            NONE if end["scale"] is None else f"{end['scale']:.6g}",
-            NONE if end["zero_point"] is None else str(end["zero_point"]),
+            *_scale(end),
         )
         for name, file in _files(result)
         for side in ("inputs", "outputs")
@@ -199,13 +198,21 @@ def _ends(result: Mapping[str, Any]) -> str:
     )
 
 
+def _scale(end: Mapping[str, Any]) -> tuple[str, str]:
+    """Scale and zero point; real values have none, whatever they were rounded to."""
+    if end["scale"] is None or "float" in end["dtype"]:
+        return NONE, NONE
+    return f"{end['scale']:.6g}", str(end["zero_point"])
+
+
 def _targets(result: Mapping[str, Any]) -> list[str]:
     blocks = [
-        f"`{name}`, {target}:\n\n```\n{found['text']}\n```"
+        f"`{name}`{'' if name == target else f' on {target}'}:"
+        f"\n\n```\n{found['text']}\n```"
         for name, file in _files(result)
         for target, found in file["verdicts"].items()
     ]
-    return ["## Accelerators", *blocks] if blocks else []
+    return ["## Devices", *blocks] if blocks else []
 
 
 def _problems(result: Mapping[str, Any]) -> str:
@@ -221,16 +228,17 @@ def _provenance(about: Mapping[str, Any]) -> str:
         ("paper of the network", about["reference"]),
         ("weights it started from", about["weights"]["source"]),
         ("licence of these weights", about["weights"]["licence"]),
-        ("their address", about["weights"]["url"]),
+        ("address of these weights", about["weights"]["url"]),
         ("pictures for int8 ranges", about["calibration"]),
         ("made with", ", ".join(f"{k} {v}" for k, v in about["versions"].items())),
     ]
-    return _grid(("", ""), [(name, _word(value)) for name, value in rows])
+    return _grid(("fact", "value"), [(name, _word(value)) for name, value in rows])
 
 
 def _folder(path: str | None) -> str:
-    """The last part of a path: the rest is the machine's."""
-    return (path or "").replace(chr(92), "/").rstrip("/").rpartition("/")[2]
+    """The last two parts, as in "bccd/train": the rest is the machine's."""
+    parts = (path or "").replace(chr(92), "/").strip("/").split("/")
+    return "/".join(parts[-2:])
 
 
 def _word(value: Any) -> str:

@@ -80,7 +80,7 @@ def test_float_file_equals_the_model(model, pictures, tmp_path, opset):
     assert made.io["outputs"] == [
         {
             "name": "logits",
-            "dtype": "float",
+            "dtype": "float32",
             "shape": [1, 3],
             "scale": None,
             "zero_point": None,

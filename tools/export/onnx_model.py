@@ -254,6 +254,7 @@ def _session(content: bytes, threads: int) -> Any:
 def _row(graph: Any, end: Any) -> dict[str, Any]:
     """An input or output as plain values; the scale is that behind a float end."""
     onnx = require("onnx", "onnx")
+    kind = end.type.removeprefix("tensor(").removesuffix(")")
     scale = zero = None
     for node in graph.node:
         if node.op_type in PAIR and end.name in (node.input[0], node.output[0]):
@@ -265,7 +266,7 @@ def _row(graph: Any, end: Any) -> dict[str, Any]:
                 )
     return {
         "name": end.name,
-        "dtype": end.type.removeprefix("tensor(").removesuffix(")"),
+        "dtype": "float32" if kind == "float" else kind,
         "shape": list(end.shape),
         "scale": scale,
         "zero_point": zero,
