@@ -117,11 +117,15 @@ def model_of(unit, channels=24):
     return settle(keras.Model(image, unit(x)))
 
 
-def lowered(model, target="edgetpu"):
+def folded(model):
     graph = bridge.to_graph(model).copy()
     _passes.fold_norms(graph)
     _passes.bake(graph)
-    return lower.lower(graph, target)
+    return graph
+
+
+def lowered(model, target="edgetpu"):
+    return lower.lower(folded(model), target)
 
 
 def difference(model, graph):
@@ -149,6 +153,21 @@ def test_lowered_network_equals_the_network(name):
     model = model_of(UNITS[name])
     graph = lowered(model)
     check_kinds(graph)
+    assert difference(model, graph) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["shuffle_unit", "split_units", "both_outputs"])
+def test_onnx_takes_channels_in_kernels_or_by_one_gather(name):
+    model = model_of(UNITS[name])
+    graph = folded(model)
+    groups = [step.config.get("groups", 1) for step in graph]
+    for change in lower.ONNX:
+        change(graph)
+    kinds = Counter(step.kind for step in graph)
+    assert not kinds["reshape"] + kinds["crop"]
+    assert kinds["permute"] == 2 * kinds["gather"]
+    assert all(len(step.shape) == 4 for step in graph)
+    assert sum(step.config.get("groups", 1) for step in graph) <= sum(groups)
     assert difference(model, graph) < 1e-5
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from keras_lightnets._errors import require, unknown
-from keras_lightnets.tools.export import tflite
+from keras_lightnets.tools.export import lower, tflite
 
 # tf2onnx 1.17 refuses 19 and later; per-channel scales need 13.
 OPSETS = tuple(range(13, 19))
@@ -60,11 +60,16 @@ def convert(model: Any, opset: int = OPSET) -> bytes:
         UnsupportedLayerError: If a layer cannot be converted.
         MissingExtraError: If the ONNX packages are not installed.
     """
-    from keras_lightnets.tools.quantize import bridge
+    from keras_lightnets.tools.quantize import _passes, bridge
 
     _check_opset(opset)
     converter = _tf2onnx()
-    graph = bridge.to_graph(model)
+    graph = bridge.to_graph(model).copy()
+    _passes.fold_norms(graph)
+    _passes.fold_input(graph, raw=False)
+    _passes.bake(graph)
+    for change in lower.ONNX:
+        change(graph)
     tf_model, _ = bridge.emit(graph, batch=1)
     frozen = tflite.freeze(lambda *x: tflite.call(tf_model, x), graph)
     with tflite.quiet():

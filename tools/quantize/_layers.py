@@ -150,7 +150,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "minimum": lambda tf, xs: tf.minimum(xs[0], xs[1]),
     "resize": _resize,
     "slice": _slice,
-    "gather": lambda tf, x, indices: tf.gather(x, indices, axis=-1),
+    "gather": lambda tf, x, indices, axis=-1: tf.gather(x, indices, axis=axis),
     "join_zeros": _join_zeros,
     "reshape": lambda tf, x, target_shape: tf.reshape(x, (-1, *target_shape)),
 }

@@ -13,7 +13,14 @@ from collections.abc import Callable, Mapping
 from keras_lightnets._errors import unknown
 from keras_lightnets.tools.export import cpu
 from keras_lightnets.tools.export._edgetpu_memory import CACHE_BYTES
-from keras_lightnets.tools.export.lower import channels, convs, cost, groups, reorder
+from keras_lightnets.tools.export.lower import (
+    channels,
+    convs,
+    cost,
+    groups,
+    onnx,
+    reorder,
+)
 from keras_lightnets.tools.quantize import _passes
 from keras_lightnets.tools.quantize._graph import Graph
 
@@ -48,6 +55,12 @@ TARGETS: Mapping[str, tuple[Pass, ...]] = {
         _mix,
     ),
 }
+# Float files in ONNX; their int8 form is made from the .tflite file.
+ONNX: tuple[Pass, ...] = (
+    reorder.gathers,
+    onnx.fold_gathers,
+    onnx.gather_in_front,
+)
 
 
 def lower(graph: Graph, target: str) -> Graph:

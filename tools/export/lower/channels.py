@@ -10,6 +10,7 @@ becomes a slice, some slices and a concatenation, or a 1x1 convolution by ones.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,9 @@ from keras_lightnets.tools.export.lower import cost, moves, steps
 from keras_lightnets.tools.quantize._graph import Graph, Step
 
 Move = Callable[[Graph, Step], list[str] | None]
+# What a graph costs, and the graph with one gather, by name, as other operations.
+Price = Callable[[Graph], float]
+Realise = Callable[[Graph, str], Graph]
 
 # How far a gather is carried: more than the longest block between two convolutions.
 FURTHEST = 16
@@ -33,16 +37,36 @@ def fold_gathers(graph: Graph, streamed: bool = False) -> None:
         graph: Changed in place.
         streamed: Whether parameters do not fit the cache, see `cost.cycles`.
     """
+    fold(
+        graph,
+        functools.partial(cost.cycles, streamed=streamed),
+        functools.partial(_realised, streamed=streamed),
+    )
+
+
+def fold(graph: Graph, price: Price, realise: Realise) -> None:
+    """Replace gathers by the cheapest equal form, first ones first.
+
+    Args:
+        graph: Changed in place.
+        price: Returns what a graph costs.
+        realise: Returns a graph with one gather as operations of its own, or the
+            graph as it is where a gather may stay.
+    """
+    kept: set[str] = set()
     while True:
-        left = [step.name for step in graph if step.kind == "gather"]
+        gathers = [step.name for step in graph if step.kind == "gather"]
+        left = [name for name in gathers if name not in kept]
         if not left:
             return
         options = [
-            _realised(graph, left[0], streamed),
+            realise(graph, left[0]),
             *_taken_by_producer(graph, left[0]),
-            *_taken_by_readers(graph, left[0], streamed),
+            *_taken_by_readers(graph, left[0], realise),
         ]
-        best = min(options, key=lambda option: cost.cycles(option, streamed))
+        best = min(options, key=price)
+        if best is graph:
+            kept.add(left[0])
         graph.steps, graph.outputs = best.steps, best.outputs
 
 
@@ -53,7 +77,7 @@ def _taken_by_producer(graph: Graph, name: str) -> Iterator[Graph]:
         yield trial
 
 
-def _taken_by_readers(graph: Graph, name: str, streamed: bool) -> Iterator[Graph]:
+def _taken_by_readers(graph: Graph, name: str, realise: Realise) -> Iterator[Graph]:
     """Yield graphs in which some readers, or all, take a gather."""
     readers = list(dict.fromkeys(graph.consumers()[name]))
     able = [reader for reader in readers if reader in graph.steps]
@@ -70,7 +94,7 @@ def _taken_by_readers(graph: Graph, name: str, streamed: bool) -> Iterator[Graph
             if all(_absorbed(trial, n, moves.forward, FURTHEST) for n in own):
                 steps.settle(trial)
                 left = name in trial.steps
-                yield _realised(trial, name, streamed) if left else trial
+                yield realise(trial, name) if left else trial
 
 
 def _absorbed(graph: Graph, name: str, move: Move, further: int) -> bool:
