@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_lightnets.tasks import TASKS
+from keras_lightnets.tasks import task_names
 
 # `--help` behind a task's name is the task's.
 PASS_ON = {
@@ -150,15 +150,15 @@ def _task_command(verb: str) -> None:
         if task == "--help":
             typer.echo(context.get_help())
             return
-        if task not in TASKS:
-            raise unknown("task", task, TASKS)
+        if task not in task_names():
+            raise unknown("task", task, task_names())
         if "--help" not in context.args:
             _load_keras()
         module = importlib.import_module(f"keras_lightnets.tasks.{task}")
         module.main([verb, *context.args])
 
     command.__doc__ = (
-        f"Run `{verb}` of a task ({', '.join(TASKS)}); "
+        f"Run `{verb}` of a task ({', '.join(task_names())}); "
         f"`{verb} TASK --help` lists its options."
     )
     app.command(verb, context_settings=PASS_ON)(command)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_lightnets.tasks import TASKS, run
+from keras_lightnets.tasks import run, task_names
 from keras_lightnets.tasks.config import (
     ConfigError,
     Options,
@@ -92,8 +92,8 @@ def find_task(name: str) -> Task:
     """
     from keras_lightnets._errors import unknown
 
-    if name not in TASKS:
-        raise unknown("task", name, TASKS)
+    if name not in task_names():
+        raise unknown("task", name, task_names())
     found: Task = importlib.import_module(f"keras_lightnets.tasks.{name}").TASK
     return found
 

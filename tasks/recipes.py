@@ -115,7 +115,8 @@ def recipe(task: str, name: str) -> dict[str, Any]:
     """Return a recipe's options.
 
     Args:
-        task: "detect", "segment" or "classify".
+        task: "detect", "segment" or "classify"; another one has a single recipe,
+            "finetune", that changes nothing.
         name: Name of the recipe.
 
     Returns:
@@ -124,6 +125,7 @@ def recipe(task: str, name: str) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such recipe; the legal ones are listed.
     """
-    if name not in RECIPES[task]:
-        raise unknown(f"recipe of {task}", name, RECIPES[task])
-    return dict(RECIPES[task][name])
+    known = RECIPES.get(task, {"finetune": {}})
+    if name not in known:
+        raise unknown(f"recipe of {task}", name, known)
+    return dict(known[name])

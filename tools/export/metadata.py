@@ -71,12 +71,15 @@ def attach(content: bytes, meta: Any) -> bytes:
         meta: The sidecar, `runtime.Meta` or `runtime_labels.LabelMeta`.
 
     Returns:
-        The file with the metadata; it runs as before.
+        The file with the metadata; it runs as before. Of a task that is not in
+        DESCRIBE, as MediaPipe has none of its kind, the file as it is.
 
     Raises:
         ValueError: If it is not a TFLite file.
     """
     task = meta.to_dict()["task"]
+    if task not in DESCRIBE:
+        return content
     model, _ = _flatbuffer.load(content)
     graph = model.subgraphs[0]
     names = [graph.tensors[int(i)].name for i in graph.outputs]
