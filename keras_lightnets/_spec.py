@@ -150,9 +150,10 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.padding not in PADDINGS:
             raise unknown("padding", self.padding, PADDINGS)
-        if not self.width > 0:
+        if not isinstance(self.width, int | float) or not self.width > 0:
             raise ValueError(
-                f"width must be a positive channel multiplier. Received: {self.width}"
+                "width must be a positive channel multiplier, such as 0.5. Received: "
+                f"{self.width!r}"
             )
 
     def replace(self, **changes: Any) -> Self:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pydantic
 
-from keras_lightnets.tasks.config import ConfigError, TaskConfig
+from keras_lightnets.tasks.config import ConfigError, TaskConfig, explain
 
 
 def find_head(task: str, name: str) -> Any:
@@ -57,7 +57,33 @@ def head_config(head: Any, values: Mapping[str, Any], given: Mapping[str, Any]) 
             {**values, **head.defaults, **given}
         )
     except pydantic.ValidationError as error:
-        raise ConfigError(f"head_options: {error}") from error
+        raise ConfigError(explain(error, " of head_options")) from error
+
+
+def create_network(config: TaskConfig, **fixed: Any) -> Any:
+    """Create the network that the options name.
+
+    Args:
+        config: Name, weights, input size and changes of the network.
+        **fixed: Further arguments of `create_model`.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ConfigError: If `backbone_options` holds what the task itself sets.
+    """
+    from keras_lightnets import create_model
+
+    fixed = {"weights": config.weights, "input_shape": (*config.size, 3), **fixed}
+    taken = [key for key in config.backbone_options if key in fixed]
+    if taken:
+        raise ConfigError(
+            'backbone_options are changes of the network, such as {"width": 0.5}; '
+            f"{', '.join(fixed)} are set by the task and its own options. Received: "
+            f"{', '.join(taken)}. Leave it out."
+        )
+    return create_model(config.backbone, **fixed, **config.backbone_options)
 
 
 def build_dense(
@@ -78,7 +104,7 @@ def build_dense(
     Raises:
         ValueError: If an option is not legal; the legal values are listed.
     """
-    from keras_lightnets import create_model, get_spec, heads
+    from keras_lightnets import get_spec, heads
     from keras_lightnets.tasks import loop
 
     levels = [level.name for level in get_spec(config.backbone).levels]
@@ -87,14 +113,11 @@ def build_dense(
     if frozen in levels and frozen not in endpoints:
         endpoints = (frozen, *endpoints)
     with loop.precision(config.precision):
-        backbone = create_model(
-            config.backbone,
+        backbone = create_network(
+            config,
             include_top=False,
-            weights=config.weights,
-            input_shape=(*config.size, 3),
             endpoints=endpoints,
             output_stride=output_stride,
-            **config.backbone_options,
         )
         model = heads.attach(backbone, head, chosen, name=name)
     loop.set_norm_momentum(model, config.bn_momentum)

@@ -29,6 +29,11 @@ class ClassifyConfig(TaskConfig):
 
     name: str = Field("classify", min_length=1, description="Name of the run's folder.")
     image_size: int = Field(224, ge=32, description="Side of the network's input.")
+    augment: str = Field(
+        "default",
+        description="Named augmentation: none, light, default, rand (RandAugment), "
+        "inception.",
+    )
     annotations: str | None = Field(
         None, description="CSV of file and class; absent: one folder per class."
     )
@@ -125,19 +130,15 @@ def build_model(config: ClassifyConfig) -> Any:
     Raises:
         ValueError: If an option is not legal; the legal values are listed.
     """
-    from keras_lightnets import create_model, get_spec
-    from keras_lightnets.tasks import loop
+    from keras_lightnets import get_spec
+    from keras_lightnets.tasks import building, loop
 
     config = with_labels(config)
     levels = [level.name for level in get_spec(config.backbone).levels]
     frozen = config.freeze if config.freeze in levels else None
     with loop.precision(config.precision):
-        network = create_model(
-            config.backbone,
-            weights=config.weights,
-            input_shape=(*config.size, 3),
-            endpoints=(frozen, "logits") if frozen else ("logits",),
-            **config.backbone_options,
+        network = building.create_network(
+            config, endpoints=(frozen, "logits") if frozen else ("logits",)
         )
         model = with_classes(network, len(config.labels))
     loop.set_norm_momentum(model, config.bn_momentum)

@@ -57,7 +57,7 @@ class Options(pydantic.BaseModel):
         try:
             return cls(**values)
         except pydantic.ValidationError as error:
-            raise ConfigError(_explain(error, where)) from error
+            raise ConfigError(explain(error, where)) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -124,7 +124,13 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
-def _explain(error: pydantic.ValidationError, where: str) -> str:
+def explain(error: pydantic.ValidationError, where: str) -> str:
+    """Return what is wrong with options, one line each, without pydantic's frame.
+
+    Args:
+        error: What pydantic found.
+        where: Text behind an option's name, such as " in run.json".
+    """
     lines = []
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"])

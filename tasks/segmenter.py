@@ -32,6 +32,9 @@ class SegmentConfig(TaskConfig):
     image_height: int | None = Field(
         None, ge=32, description="Height of the input, where it is not square."
     )
+    augment: str = Field(
+        "default", description="Named augmentation: none, light, default, zoom."
+    )
     layout: Layout = Field("folders", description="How the data set's folders lie.")
     split: str = Field("train", description="Part of the data to train on.")
     val_split: str = Field("val", description="Part of the data to validate on.")
@@ -49,7 +52,10 @@ class SegmentConfig(TaskConfig):
         "stretch", description="How images are fitted into the input."
     )
     hard_share: float = Field(
-        1.0, gt=0, le=1, description="Least share of pixels that count; 1: all."
+        1.0,
+        gt=0,
+        le=1,
+        description="OHEM: share of pixels, the hardest, that count at least; 1: all.",
     )
     dice: float = Field(0.0, ge=0, description="Factor of the Dice loss.")
     label_smoothing: float = Field(

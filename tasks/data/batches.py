@@ -89,8 +89,9 @@ class BatchLoader(abc.ABC):
         least = batch_size if options.drop_remainder else 1
         if batch_size < 1 or len(dataset) < least:
             raise ValueError(
-                f"batch_size must be 1 to {len(dataset)}, the number of usable images, "
-                f"or options.drop_remainder False. Received: batch_size={batch_size}"
+                f"batch_size must be 1 to {len(dataset)}, the number of usable images. "
+                f"Received: batch_size={batch_size}. Give a smaller one, or more images"
+                "; a loader with drop_remainder=False makes smaller batches."
             )
         self.dataset = dataset
         self.size = size

@@ -115,6 +115,8 @@ def list_table(
             f"needs a column out of {', '.join(FILE_COLUMNS)} and one out of "
             f"{', '.join(LABEL_COLUMNS)}; it has {', '.join(columns) or 'none'}"
         )
+        if any(mark in "".join(columns) for mark in ";\t"):
+            text += "; commas must stand between columns"
         return ClassDataset(table, names, (), [Problem("broken_csv", str(table), text)])
     pairs = [((row[place] or "").strip(), (row[label] or "").strip()) for row in rows]
     names = names or _names_of(pairs)

@@ -146,7 +146,9 @@ class MaskDataset(FileSet):
             return _mapped(numbers, self.lookup, "label ids")
         table = {**{i: i for i in range(len(self.names))}}
         table |= dict.fromkeys(self.void, IGNORE)
-        return _mapped(numbers, table, f"0 to {len(self.names) - 1}, {self.void} none")
+        none = " and ".join(map(str, sorted(self.void))) or "nothing"
+        legal = f"0 to {len(self.names) - 1}, and {none} for no class"
+        return _mapped(numbers, table, legal)
 
     def labels_found(self, decode: bool) -> list[Problem]:
         """Return what is wrong with the masks of readable images."""
@@ -273,7 +275,15 @@ def _folders(root: Path, split: str) -> MaskDataset:
         inside = path.relative_to(folder)
         mask = (masks / inside).with_suffix(".png")
         records.append(Record(str(Path(split) / inside), path, mask))
-    return MaskDataset(folder, _read_names(root), records, _absent(root, folder, masks))
+    names, problems = _read_names(root), _absent(root, folder, masks)
+    if not names:
+        text = "it must name the classes, one per line, in the order of their numbers"
+        problems.append(Problem("no_classes", str(root / "classes.txt"), text))
+    return MaskDataset(folder, names, records, problems)
+
+
+# What only one layout has.
+SIGNS = {"JPEGImages": "voc", "leftImg8bit": "cityscapes", "annotations": "panoptic"}
 
 
 def _absent(root: Path, *folders: Path) -> list[Problem]:
@@ -281,8 +291,10 @@ def _absent(root: Path, *folders: Path) -> list[Problem]:
     lost = [f.relative_to(root) for f in folders if not f.exists()]
     inside = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
     shown = ", ".join(inside[:12]) or "nothing"
+    guesses = [f"; try --layout {SIGNS[name]}" for name in inside if name in SIGNS]
+    hint = guesses[0] if len(guesses) == 1 else ""
     return [
-        Problem("no_images", str(root), f"{path} is missing; there is {shown}")
+        Problem("no_images", str(root), f"{path} is missing; there is {shown}{hint}")
         for path in lost
     ]
 
@@ -345,6 +357,9 @@ LAYOUTS: Mapping[str, Callable[[Path, str], MaskDataset]] = {
 }
 
 
+FIXED_NUMBERS = ("cityscapes", "panoptic")
+
+
 def list_masks(
     root: str | Path,
     split: str,
@@ -363,12 +378,17 @@ def list_masks(
         The data set, unchecked.
 
     Raises:
-        ValueError: If the layout is unknown.
+        ValueError: If the layout is unknown, or its numbers are no choice.
     """
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
     data = LAYOUTS[layout](Path(root), split)
     if void is not None:
+        if layout in FIXED_NUMBERS:
+            raise ValueError(
+                f"The numbers in masks of layout {layout!r} are fixed, those without a "
+                f"class too. Received: void={tuple(void)}. Leave it out."
+            )
         data.void = tuple(void)
     return data
 

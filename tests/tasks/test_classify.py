@@ -27,8 +27,8 @@ def config(pictures, tmp_path_factory):
     return ClassifyConfig(
         data=str(pictures / "train"),
         val_data=str(pictures / "val"),
-        backbone="mobilenet_v1",
-        backbone_options={"width": 0.25},
+        backbone="vgg_cifar_11",
+        backbone_options={"width": 0.1},
         weights=None,
         image_size=SIDE,
         batch_size=4,
@@ -128,8 +128,8 @@ def test_new_classifier_keeps_the_other_weights(config, tmp_path):
 
     from keras_lightnets import _weights, create_model
 
-    size = {"input_shape": (SIDE, SIDE, 3), "width": 0.25}
-    source = create_model("mobilenet_v1", weights=None, **size)
+    size = {"input_shape": (SIDE, SIDE, 3), "width": 0.1}
+    source = create_model("vgg_cifar_11", weights=None, **size)
     _weights.save(source, tmp_path / "w.safetensors")
     plain = config.replace(labels=("a", "b"), weights=str(tmp_path / "w.safetensors"))
     model = classify.build_model(plain)
@@ -140,7 +140,7 @@ def test_new_classifier_keeps_the_other_weights(config, tmp_path):
             for a, b in zip(ours.get_weights(), layer.get_weights(), strict=True):
                 np.testing.assert_array_equal(a, b)
     frozen = {la.name for la in model.layers if la.weights and not la.trainable}
-    assert {name.split("_")[0] for name in frozen} == {"stem", "stage1"}
+    assert {name.split("_")[0] for name in frozen} == {"stage1", "stage2"}
     assert isinstance(model.get_layer("top_classifier"), keras.layers.Layer)
 
 
@@ -201,6 +201,9 @@ def test_tables_and_folders_report_what_is_wrong(tmp_path):
     (tmp_path / "u.csv").write_text("picture,kind\na.png,0\n")
     _, report = records.open_checked(folder.list_table(tmp_path, tmp_path / "u.csv"))
     assert "it has picture, kind" in report.text() and report.fatal
+    (tmp_path / "v.csv").write_text("file;class\na.png;0\n")
+    _, report = records.open_checked(folder.list_table(tmp_path, tmp_path / "v.csv"))
+    assert "it has file;class; commas must stand between columns" in report.text()
     _, report = records.open_checked(folder.list_folders(tmp_path / "nowhere"))
     assert "holds no folder per class" in report.text()
 

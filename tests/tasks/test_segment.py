@@ -26,8 +26,8 @@ def scenes(tmp_path_factory):
 def config(scenes, tmp_path_factory):
     return SegmentConfig(
         data=str(scenes),
-        backbone="mobilenet_v1",
-        backbone_options={"width": 0.25},
+        backbone="vgg_cifar_11",
+        backbone_options={"width": 0.1},
         head_options={"filters": 16},
         weights=None,
         image_size=WIDTH,
@@ -226,7 +226,7 @@ def test_every_kind_of_bad_mask_is_explained(tmp_path):
     for words in (
         "no mask at",
         "the mask is 8x8, the image 96x64",
-        "holds 77 on 100.0% of its pixels; legal: 0 to 2",
+        "holds 77 on 100.0% of its pixels; legal: 0 to 2, and 3 and 255 for no class",
         "save the class numbers as an 8-bit grey or palette PNG",
     ):
         assert words in text
@@ -234,7 +234,18 @@ def test_every_kind_of_bad_mask_is_explained(tmp_path):
     strict = masks.list_masks(tmp_path, "train").check(strict=True)
     assert len(strict.fatal) == 5
     lost = problems(tmp_path / "nowhere")
-    assert "no_classes" in lost.counts and lost.fatal
+    assert lost.counts["no_classes"] == 1 and lost.fatal
+    assert "must name the classes, one per line" in lost.text()
+
+
+def test_the_layout_is_guessed_and_its_fixed_numbers_stay(tmp_path):
+    (tmp_path / "leftImg8bit").mkdir()
+    assert "try --layout cityscapes" in problems(tmp_path).text()
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    for layout in ("cityscapes", "panoptic"):
+        with pytest.raises(ValueError, match=r"are fixed.*void=\(3,\)"):
+            masks.list_masks(tmp_path, "train", layout, (3,))
+    assert masks.list_masks(tmp_path, "train", void=(3,)).void == (3,)
 
 
 def test_palette_masks_are_read_by_number(tmp_path):
