@@ -38,14 +38,8 @@ def kernels(model):
     return sorted(tuple(layer.kernel.shape) for layer in found)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "dbb_mobilenet",
-        pytest.param("dbb_resnet18", marks=pytest.mark.full),
-        pytest.param("dbb_resnet50", marks=pytest.mark.full),
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["dbb_mobilenet", "dbb_resnet18", "dbb_resnet50"])
 def test_deployed_form(name):
     """In double precision, so that equal means equal."""
     spec = keras_lightnets.get_spec(name)

@@ -105,6 +105,8 @@ def test_jax_backend_gives_the_same(name, tmp_path):
         """
     )
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    # Compiling takes longer than running: as few passes as there are.
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     with np.load(tmp_path / "found.npz") as found:
         for level in [*case.taps, "logits"]:

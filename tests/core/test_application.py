@@ -9,11 +9,11 @@ import pytest
 import keras_lightnets
 from keras_lightnets import cost
 
-SMALL = {"weights": None, "width": 0.35, "input_shape": (64, 64, 3)}
+SMALL = {"weights": None, "width": 0.25, "input_shape": (64, 64, 3)}
 
 
 def small(**changes):
-    return keras_lightnets.MobileNetV2(**{**SMALL, **changes})
+    return keras_lightnets.MobileNetV1(**{**SMALL, **changes})
 
 
 def test_signature_starts_like_keras_applications():
@@ -53,9 +53,9 @@ def test_wrong_arguments_list_the_legal_ones():
 
 def test_pooling_and_no_top_shapes():
     shapes = {
-        None: (None, 2, 2, 1280),
-        "avg": (None, 1280),
-        "max": (None, 1280),
+        None: (None, 2, 2, 256),
+        "avg": (None, 256),
+        "max": (None, 256),
     }
     found = {p: small(include_top=False, pooling=p).output_shape for p in shapes}
     assert found == shapes
@@ -93,17 +93,17 @@ def test_preprocessing_in_the_graph_equals_preprocess_input():
     outside = small(classes=5, include_preprocessing=False)
     outside.set_weights(inside.get_weights())
     x = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
-    prepare = keras_lightnets.mobilenet_v2.preprocess_input
+    prepare = keras_lightnets.mobilenet_v1.preprocess_input
     ready = prepare(x, include_preprocessing=False, name=inside.name)
     np.testing.assert_allclose(outside(ready), inside(prepare(x)), atol=1e-5)
     assert abs(ready).max() < 3
 
 
 def test_a_change_that_is_a_registered_variant_finds_it():
-    by_width = keras_lightnets.MobileNetV2(weights=None, width=0.5)
-    by_name = keras_lightnets.create_model("mobilenet_v2_050", weights=None)
+    by_width = keras_lightnets.MobileNetV1(weights=None, width=0.5)
+    by_name = keras_lightnets.create_model("mobilenet_v1_050", weights=None)
     assert by_width.count_params() == by_name.count_params()
-    assert by_width.name == by_name.name == "mobilenet_v2_050"
+    assert by_width.name == by_name.name == "mobilenet_v1_050"
 
 
 def test_channels_first_is_refused():

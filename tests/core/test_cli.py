@@ -19,14 +19,14 @@ def test_list_filters_and_shows_tags():
 
 
 def test_info_prints_cost_source_and_licence():
-    shown = run("info", "ghostnet").stdout
-    for text in ("5,182,508", "licence", "http", "1911.11907"):
+    shown = run("info", "mobilenet_v1_025").stdout
+    for text in ("470,072", "licence", "http", "1704.04861"):
         assert text in shown
 
 
 def test_info_as_json_counts_layers():
-    facts = json.loads(run("info", "ghostnet_050", "--layers", "--json").stdout)
-    assert facts["params"] == 2587292
+    facts = json.loads(run("info", "mobilenet_v1_025", "--layers", "--json").stdout)
+    assert facts["params"] == 470072
     assert sum(row["madds"] for row in facts["layers"]) == facts["madds"]
 
 

@@ -78,6 +78,7 @@ def test_types_without_a_kernel_gradient_are_split():
     assert tape.gradient(y, ours.kernel.value).dtype == "float16"
 
 
+@pytest.mark.full
 def test_without_onednn_it_is_the_same():
     code = "import test_conv2d as t; print(t.worst(t.OPTIONS[0]))"
     here = str(pathlib.Path(__file__).parent)

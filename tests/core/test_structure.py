@@ -1,6 +1,7 @@
 """House rules that a machine can check: imports, sizes, words."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -68,37 +69,45 @@ def allowed(rule: str, target: str) -> bool:
     )
 
 
+@functools.cache
 def trees() -> list[tuple[pathlib.Path, str, ast.Module]]:
     return [(p, module_name(p), ast.parse(p.read_text("utf-8"))) for p in FILES]
 
 
+@functools.cache
+def imports() -> list[tuple[pathlib.Path, str, list[str]]]:
+    """Return what every file imports anywhere in it."""
+    return [
+        (path, name, [t for node in ast.walk(tree) for t in imported(node)])
+        for path, name, tree in trees()
+    ]
+
+
 def test_import_directions():
     wrong = []
-    for path, name, tree in trees():
+    for path, name, targets in imports():
         rules = [r for prefix, r in MAY_IMPORT.items() if name.startswith(prefix)]
-        for node in ast.walk(tree):
-            for target in imported(node):
-                ours = target.split(".")[0] == "keras_lightnets"
-                if ours and rules and not allowed(rules[0], target):
-                    wrong.append(f"{path.relative_to(ROOT)}: {target}")
-                if target.startswith("keras.src"):
-                    wrong.append(f"{path.relative_to(ROOT)}: {target}")
-                if target.split(".")[0] in ("heads", "tasks", "tools"):
-                    wrong.append(f"{path.relative_to(ROOT)}: bare {target}")
+        for target in targets:
+            ours = target.split(".")[0] == "keras_lightnets"
+            if ours and rules and not allowed(rules[0], target):
+                wrong.append(f"{path.relative_to(ROOT)}: {target}")
+            if target.startswith("keras.src"):
+                wrong.append(f"{path.relative_to(ROOT)}: {target}")
+            if target.split(".")[0] in ("heads", "tasks", "tools"):
+                wrong.append(f"{path.relative_to(ROOT)}: bare {target}")
     assert not wrong, "\n".join(wrong)
 
 
 def test_no_backbone_imports_another():
     wrong = []
-    for path, name, tree in trees():
+    for path, name, targets in imports():
         if not name.startswith("keras_lightnets.backbones."):
             continue
-        for node in ast.walk(tree):
-            for target in imported(node):
-                if target.startswith("keras_lightnets.backbones"):
-                    wrong.append(f"{path.name}: {target}")
-                if target.split(".")[0] in BACKENDS | {"keras"}:
-                    wrong.append(f"{path.name}: {target} (specs load without keras)")
+        for target in targets:
+            if target.startswith("keras_lightnets.backbones"):
+                wrong.append(f"{path.name}: {target}")
+            if target.split(".")[0] in BACKENDS | {"keras"}:
+                wrong.append(f"{path.name}: {target} (specs load without keras)")
     assert not wrong, "\n".join(wrong)
 
 
@@ -116,13 +125,12 @@ def test_tensorflow_stays_in_tools_data_and_two_layers():
     allowed = ("keras_lightnets.tools", "keras_lightnets.tasks")
     kernels = ("keras_lightnets.layers.conv2d", "keras_lightnets.layers.norm")
     wrong = []
-    for path, name, tree in trees():
+    for path, name, targets in imports():
         if name.startswith(allowed) or name in kernels:
             continue
-        for node in ast.walk(tree):
-            for target in imported(node):
-                if target.split(".")[0] in BACKENDS:
-                    wrong.append(f"{path.relative_to(ROOT)}: {target}")
+        for target in targets:
+            if target.split(".")[0] in BACKENDS:
+                wrong.append(f"{path.relative_to(ROOT)}: {target}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -131,7 +139,7 @@ def test_every_class_that_files_name_is_imported_with_the_package():
 
     registers = [
         name.removeprefix("keras_lightnets.")
-        for path, name, _ in trees()
+        for path, name, _ in imports()
         if "@keras.saving.register_keras_serializable" in path.read_text("utf-8")
     ]
     assert sorted(registers) == sorted(keras_lightnets._REGISTERED)
@@ -142,6 +150,7 @@ def test_tf_keras_is_never_reached_through_tensorflow():
     assert not wrong, "use keras or tf_keras"
 
 
+@functools.cache
 def functions(tree: ast.Module) -> list[ast.FunctionDef]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
 

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import itertools
 import warnings
 
 import numpy as np
@@ -15,7 +16,10 @@ CASES = [
     ("MobileNetV1W025", "MobileNet", {"alpha": 0.25}),
     ("MobileNetV2W035", "MobileNetV2", {"alpha": 0.35}),
     ("MobileNetV3SmallW075", "MobileNetV3Small", {"alpha": 0.75}),
-    ("MobileNetV3SmallMinimalistic", "MobileNetV3Small", {"minimalistic": True}),
+    pytest.param(
+        *("MobileNetV3SmallMinimalistic", "MobileNetV3Small", {"minimalistic": True}),
+        marks=pytest.mark.full,
+    ),
     pytest.param("Xception", "Xception", {}, marks=pytest.mark.full),
 ]
 
@@ -121,16 +125,22 @@ def crops(shared):
             yield row, image[top : top + 224, left : left + 224]
 
 
-def test_published_efficientnet_lite0_equals_its_reference(shared, package):
-    rows, images = zip(*crops(shared), strict=True)
+@pytest.mark.parametrize(
+    ("count", "right"), [(40, 36), pytest.param(300, 252, marks=pytest.mark.full)]
+)
+def test_published_efficientnet_lite0_equals_its_reference(
+    shared, package, count, right
+):
+    rows, images = zip(*itertools.islice(crops(shared), count), strict=True)
+    assert len(rows) == count
     model = keras_lightnets.EfficientNetLite0(
         weights="imagenet", classifier_activation=None
     )
-    logits = model.predict(np.stack(images), batch_size=50, verbose=0)
+    logits = model.predict(np.stack(images), batch_size=20, verbose=0)
     best = [int(row["top1"]) for row in rows]
     assert logits.argmax(-1).tolist() == best
     truth = [int(row["class_index"]) for row in rows]
-    assert int((logits.argmax(-1) == truth).sum()) == 252
+    assert int((logits.argmax(-1) == truth).sum()) == right
     for row, found in zip(rows, logits, strict=True):
         for place in range(1, 6):
             index, value = int(row[f"top{place}"]), float(row[f"logit{place}"])

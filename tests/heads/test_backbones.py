@@ -8,7 +8,7 @@ from keras_lightnets import _registry, heads
 from keras_lightnets.heads import efficientdet, fpn, ssdlite
 
 # Of the others, every feature map is checked by the networks' own contracts.
-DEFAULT = ("efficientnet_lite", "mobilenet_v2", "mobilenet_v3")
+DEFAULT = ("mobilenet_v3",)
 SMALL = {
     family: min(
         _registry.family_module(family).SPECS,

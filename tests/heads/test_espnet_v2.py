@@ -106,11 +106,13 @@ def test_resizing_becomes_products_for_quantisation():
 
 
 def test_survives_saving_and_refuses_unknown_sizes(tmp_path):
-    options = {"weights": None, "include_top": False}
     maps = ("c1", "c2", "c3", "c4")
-    backbone = keras_lightnets.ESPNetV2W050(
-        input_shape=(96, 64, 3), endpoints=maps, **options
-    )
+    x = image = keras.Input((96, 64, 3), name="image")
+    found = {}
+    for channels, name in zip((4, 8, 8, 12), maps, strict=True):
+        x = keras.layers.Conv2D(channels, 3, 2, padding="same", name=f"{name}_conv")(x)
+        found[name] = x
+    backbone = keras.Model(image, found)
     config = espnet_v2.ESPNetV2Config(classes=3)
     model = heads.attach(backbone, "espnet_v2", config)
     assert model.output["logits"].shape == (None, 96, 64, 3)

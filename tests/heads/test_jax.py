@@ -25,6 +25,8 @@ pytestmark = pytest.mark.skipif(
 
 def on_jax(*command):
     env = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    # Compiling takes longer than running: as few passes as there are.
+    env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         env=env,
