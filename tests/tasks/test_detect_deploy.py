@@ -8,6 +8,8 @@ from keras_lightnets.tasks.detector import DetectConfig
 
 # Two steps per epoch: statistics and scores must move fast to show anything.
 FAST = {
+    "backbone": "mobilenet_v1",
+    "backbone_options": {"width": 0.25},
     "epochs": 30,
     "learning_rate": 0.01,
     "bn_momentum": 0.8,
