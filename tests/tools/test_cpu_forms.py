@@ -13,7 +13,7 @@ from quant_models import pictures, settle
 from keras_lightnets.layers import BatchNormalization, BlurPool, SelectChannels
 from keras_lightnets.layers.shuffle import channel_shuffle
 from keras_lightnets.tools.export import cpu, opened, tflite, verify
-from keras_lightnets.tools.quantize import _passes, bridge, ptq
+from keras_lightnets.tools.quantize import _passes, bridge, ptq, qat
 
 SIDE, MEAN, STD = 16, (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
 
@@ -142,6 +142,25 @@ def test_int8_file_in_one_part(form):
     assert (file.xnnpack_partitions, file.float_ops) == (1, ())
     assert file.xnnpack_outside == ()
     assert verify.verify(content, model, samples[:2], "int8").problems == ()
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_trained_int8_file_in_one_part(form):
+    """Joined maps take the range of the whole: the one in front has none of its own."""
+
+    def joined(x):
+        y = form(x)
+        more = [(0, y.shape[i] - x.shape[i]) for i in (1, 2)]
+        beside = layers.ZeroPadding2D([np.maximum(ends, 0) for ends in more])(x)
+        beside = layers.Cropping2D([np.maximum(np.negative(e), 0) for e in more])(
+            beside
+        )
+        return layers.Concatenate()([y, layers.Conv2D(4, 1)(beside)])
+
+    made = qat.prepare(network(joined), [pictures(8, SIDE)])
+    file = opened.TFLiteFile(tflite.convert(made, "int8", "int8"))
+    assert (file.xnnpack_partitions, file.float_ops) == (1, ())
 
 
 def test_factors_of_gates_leave_no_operation():

@@ -110,6 +110,10 @@ class Graph:
             for key, value in self.outputs.items()
         }
 
+    def has_ranges(self) -> bool:
+        """Return whether int8 training has given tensors their ranges."""
+        return any(step.range is not None for step in self)
+
     def path_to(self, name: str) -> list[str]:
         """Return tensor names from an input to `name`, along first inputs."""
         path = [name]

@@ -45,6 +45,7 @@ def prelus_to_sums(graph: Graph) -> None:
 
     For a negative x the second part is (slope - 1) * x, else 0.
     """
+    trained = graph.has_ranges()
     for step in list(graph):
         if step.kind != "prelu":
             continue
@@ -52,7 +53,6 @@ def prelus_to_sums(graph: Graph) -> None:
         if slopes.size not in (1, int(step.shape[-1] or 0)) or np.any(slopes > 1):
             continue
         (source,) = step.inputs
-        low = steps.range_of(graph, source)[0]
         scaled = Step(
             f"{step.name}_scaled",
             "scale",
@@ -61,7 +61,8 @@ def prelus_to_sums(graph: Graph) -> None:
             shape=step.shape,
         )
         rest = Step(f"{step.name}_rest", "relu", (scaled.name,), shape=step.shape)
-        if step.range is not None:
+        if trained:
+            low = steps.range_of(graph, source)[0]
             rest.range = (0.0, max(float(np.max(1 - slopes)) * -low, SMALLEST))
         total = Step(
             step.name, "add", (source, rest.name), shape=step.shape, range=step.range
@@ -71,6 +72,7 @@ def prelus_to_sums(graph: Graph) -> None:
 
 def extremes_to_sums(graph: Graph) -> None:
     """Write max(a, b) as b + relu(a - b), and min(a, b) as a - relu(a - b)."""
+    trained = graph.has_ranges()
     for step in list(graph):
         if step.kind not in ("maximum", "minimum"):
             continue
@@ -79,7 +81,7 @@ def extremes_to_sums(graph: Graph) -> None:
             f"{step.name}_apart", "subtract", (first, second), shape=step.shape
         )
         rest = Step(f"{step.name}_rest", "relu", (apart.name,), shape=step.shape)
-        if step.range is not None:
+        if trained:
             top = steps.range_of(graph, first)[1] - steps.range_of(graph, second)[0]
             rest.range = (0.0, max(top, SMALLEST))
         kind, base = ("add", second) if step.kind == "maximum" else ("subtract", first)

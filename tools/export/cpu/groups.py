@@ -18,7 +18,7 @@ def fill_groups(graph: Graph) -> None:
 
     Groups of one channel are a depthwise convolution, which has kernels of its own.
     """
-    trained = any(step.range is not None for step in graph)
+    trained = graph.has_ranges()
     for step in graph:
         if step.kind != "conv" or step.config["groups"] == 1:
             continue
