@@ -278,8 +278,9 @@ def same_classes(labels: Sequence[str], names: Sequence[str], source: str) -> li
     if lost or extra:
         raise ValueError(
             f"The model and {source} have different classes. Only the model has: "
-            f"{_some(lost)}. Only the data has: {_some(extra)}. Evaluate on data with "
-            "the classes that the model was trained on, or train it anew."
+            f"{_some(lost)}. Only the data has: {_some(extra)}. Both must name the "
+            "same classes, if need be without images (an empty folder, an unused "
+            "category), or the model must be trained anew."
         )
     return [names.index(name) for name in labels]
 

@@ -78,6 +78,7 @@ def list_folders(root: str | Path) -> ClassDataset:
     problems = []
     if not folders:
         text = "holds no folder per class; give a CSV table with --annotations if any"
+        text = text if root.is_dir() else "there is no such folder"
         problems.append(Problem("no_images", str(root), text))
     names = [folder.name for folder in folders]
     return ClassDataset(root, names, records, problems)

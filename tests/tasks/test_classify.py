@@ -205,6 +205,8 @@ def test_tables_and_folders_report_what_is_wrong(tmp_path):
     _, report = records.open_checked(folder.list_table(tmp_path, tmp_path / "v.csv"))
     assert "it has file;class; commas must stand between columns" in report.text()
     _, report = records.open_checked(folder.list_folders(tmp_path / "nowhere"))
+    assert "there is no such folder" in report.text()
+    _, report = records.open_checked(folder.list_folders(tmp_path))
     assert "holds no folder per class" in report.text()
 
 
