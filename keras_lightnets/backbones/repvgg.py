@@ -7,12 +7,12 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block, StageRow, expand_rows
+from keras_lightnets._blocks import StageRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
 from keras_lightnets._publishers import CONVERTED, timm_hub
+from keras_lightnets._repvgg import RepStackSpec, has_identity
 from keras_lightnets._residual import TORCH_RULE
-from keras_lightnets._spec import ModelSpec, Preprocessing
 
 __all__ = [
     "RepVGGA0",
@@ -49,30 +49,17 @@ def _rows(repeats: tuple[int, ...], early: float, last: float) -> tuple[StageRow
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepVGGSpec(ModelSpec):
+class RepVGGSpec(RepStackSpec):
     """A RepVGG as it is trained; `tools.fuse` makes the deployed form.
 
     Attributes:
-        stem: Channels of the first block.
         groups: Channel groups of every second block.
         se: Squeezed channels, as a share of a block's; 0 for no squeeze-and-excite.
     """
 
-    rows: tuple[StageRow, ...]
-    fusable: bool = True
-    padding: str = "symmetric"
-    bn_epsilon: float = 1e-5
-    bn_momentum: float = 0.9
-    dropout: float = 0.0
     reference: str = "Ding et al. 2021, RepVGG, https://arxiv.org/abs/2101.03697"
-    stem: int = 64
     groups: int = 1
     se: float = 0.0
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Input normalisation, the authors' for every variant."""
-        return self.weights[0].preprocessing if self.weights else TORCH_RULE
 
 
 # Variant -> hash of its file in timm's release; the others are on the hub only.
@@ -139,7 +126,7 @@ def build(spec: RepVGGSpec, x: Any, output_stride: int) -> dict[str, Any]:
     step, _ = stride.step(2)
     maps = {"c1": _block(x, spec.channels(spec.stem), spec, "stem", stride=step)}
     x = maps["c1"]
-    for layer, block in enumerate(_blocks(spec), start=1):
+    for layer, block in enumerate(spec.blocks, start=1):
         step, dilation = stride.step(block.stride)
         x = _block(
             x,
@@ -150,7 +137,7 @@ def build(spec: RepVGGSpec, x: Any, output_stride: int) -> dict[str, Any]:
             # Neighbours are never both grouped, so that channels mix.
             groups=spec.groups if layer % 2 == 0 else 1,
             dilation=dilation,
-            identity=_has_identity(block),
+            identity=has_identity(block),
         )
         maps[f"c{block.row.stage}"] = x
     return {**maps, "features": x}
@@ -171,19 +158,6 @@ def _block(
     if spec.se:
         x = layers.squeeze_excite(x, round(filters * spec.se), name, gate="sigmoid")
     return layers.activate(x, "relu", f"{name}_add")
-
-
-def _has_identity(block: Block[StageRow]) -> bool:
-    return block.stride == 1 and block.channels == block.out
-
-
-def _blocks(spec: RepVGGSpec) -> list[Block[StageRow]]:
-    return expand_rows(
-        spec.rows,
-        channels=spec.channels(spec.stem),
-        outs=[spec.channels(row.out) for row in spec.rows],
-        repeats=[row.repeat for row in spec.rows],
-    )
 
 
 _TIMM = {
@@ -217,9 +191,9 @@ def _names(
 ) -> dict[str, str]:
     """Name all layers but the classifier; `stage` names a stage of ours."""
     names = pairs("stem", stem, _parts(spec, theirs, False))
-    for block in _blocks(spec):
+    for block in spec.blocks:
         prefix = f"{stage(block.row.stage)}.{block.number - 1}."
-        parts = _parts(spec, theirs, _has_identity(block))
+        parts = _parts(spec, theirs, has_identity(block))
         names |= pairs(block.name, prefix, parts)
     return names
 

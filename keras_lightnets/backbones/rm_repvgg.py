@@ -5,11 +5,11 @@ from typing import Any
 
 from keras_lightnets import layers
 from keras_lightnets._application import Family, make_application, make_preprocess
-from keras_lightnets._blocks import Block, StageRow, expand_rows
+from keras_lightnets._blocks import Block, StageRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs
+from keras_lightnets._repvgg import RepStackSpec, has_identity
 from keras_lightnets._residual import TORCH_RULE
-from keras_lightnets._spec import ModelSpec, Preprocessing
 
 __all__ = [
     "RMRepVGG21",
@@ -26,7 +26,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class RMRepVGGSpec(ModelSpec):
+class RMRepVGGSpec(RepStackSpec):
     """A stack of RepVGG blocks as it is trained.
 
     Every second block behind a strided one hands some of its input's channels on as
@@ -34,24 +34,11 @@ class RMRepVGGSpec(ModelSpec):
     blocks are one 3x3 convolution each.
 
     Attributes:
-        stem: Channels of the first block.
         carried: Share of the channels that such a block hands on.
     """
 
-    rows: tuple[StageRow, ...]
-    fusable: bool = True
-    padding: str = "symmetric"
-    bn_epsilon: float = 1e-5
-    bn_momentum: float = 0.9
-    dropout: float = 0.0
     reference: str = "Meng et al. 2021, RMNet, https://arxiv.org/abs/2111.00687"
-    stem: int = 64
     carried: float = 0.0
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Input normalisation, the authors'."""
-        return self.weights[0].preprocessing if self.weights else TORCH_RULE
 
 
 def _spec(pairs_per_stage: int, carried: float, top1: float) -> RMRepVGGSpec:
@@ -86,7 +73,7 @@ def build(spec: RMRepVGGSpec, x: Any, output_stride: int) -> dict[str, Any]:
     x = layers.rep_conv(x, spec.channels(spec.stem), spec, "stem", step)
     maps = {"c1": layers.activate(x, "relu", "stem_add")}
     x = maps["c1"]
-    for block in _blocks(spec):
+    for block in spec.blocks:
         step, dilation = stride.step(block.stride)
         x = _block(x, block, spec, step, dilation)
         maps[f"c{block.row.stage}"] = x
@@ -97,7 +84,7 @@ def _block(
     x: Any, block: Block[StageRow], spec: RMRepVGGSpec, stride: int, dilation: int
 ) -> Any:
     name, carried = block.name, _carried(spec, block)
-    identity = x if _has_identity(block) else None
+    identity = x if has_identity(block) else None
     if not carried:
         x = layers.rep_conv(x, block.out, spec, name, stride, 1, dilation, identity)
         return layers.activate(x, "relu", f"{name}_add")
@@ -114,19 +101,6 @@ def _carried(spec: RMRepVGGSpec, block: Block[StageRow]) -> int:
     return int(block.out * spec.carried) if block.number % 2 == 0 else 0
 
 
-def _has_identity(block: Block[StageRow]) -> bool:
-    return block.stride == 1 and block.channels == block.out
-
-
-def _blocks(spec: RMRepVGGSpec) -> list[Block[StageRow]]:
-    return expand_rows(
-        spec.rows,
-        channels=spec.channels(spec.stem),
-        outs=[spec.channels(row.out) for row in spec.rows],
-        repeats=[row.repeat for row in spec.rows],
-    )
-
-
 _PARTS = {
     "dense_conv": "conv33",
     "dense_bn": "bn33",
@@ -138,8 +112,8 @@ _PARTS = {
 def _authors(spec: RMRepVGGSpec) -> dict[str, str]:
     """Name the layers as fxmeng/RMNet does: one list of blocks, from the stem on."""
     names = pairs("stem", "feature.0.", _PARTS)
-    for i, block in enumerate(_blocks(spec), start=1):
-        identity = {"identity_bn": "bn00"} if _has_identity(block) else {}
+    for i, block in enumerate(spec.blocks, start=1):
+        identity = {"identity_bn": "bn00"} if has_identity(block) else {}
         names |= pairs(block.name, f"feature.{i}.", {**_PARTS, **identity})
     return names | {"top_classifier": "fc"}
 
