@@ -8,6 +8,7 @@ from typing import Any
 from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
+from keras_lightnets._efficientnet import EFFICIENTNET_ROWS, ScaledRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import (
     Layout,
@@ -37,36 +38,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the paper's table 1 (B0's, before width and depth)."""
-
-    stage: int
-    kernel: int
-    ratio: int
-    out: int
-    repeat: int
-    stride: int
-
-    @property
-    def expanded(self) -> bool:
-        return self.ratio != 1
-
-
-# fmt: off
-ROWS = (
-    #   stage kernel ratio  out  repeat stride
-    Row(1,    3,     1,      16, 1,     1),
-    Row(2,    3,     6,      24, 2,     2),
-    Row(3,    5,     6,      40, 2,     2),
-    Row(4,    3,     6,      80, 3,     2),
-    Row(4,    5,     6,     112, 3,     1),
-    Row(5,    5,     6,     192, 4,     2),
-    Row(5,    3,     6,     320, 1,     1),
-)
-# fmt: on
-
-
 @dataclass(frozen=True, kw_only=True)
 class EfficientNetSpec(ModelSpec):
     """An EfficientNet.
@@ -80,7 +51,7 @@ class EfficientNetSpec(ModelSpec):
             last block; earlier ones have proportionally less. The paper has 0.2.
     """
 
-    rows: tuple[Row, ...] = ROWS
+    rows: tuple[ScaledRow, ...] = EFFICIENTNET_ROWS
     levels: tuple[Any, ...] = EXPANDED_LEVELS
     reference: str = "Tan and Le 2019, EfficientNet, https://arxiv.org/abs/1905.11946"
     depth: float = 1.0
@@ -247,7 +218,7 @@ def build(spec: EfficientNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
 
 
 def _sizes(
-    spec: EfficientNetSpec, block: Block[Row], drop: float
+    spec: EfficientNetSpec, block: Block[ScaledRow], drop: float
 ) -> "layers.Bottleneck":
     return layers.Bottleneck(
         kernel=block.row.kernel,
@@ -263,7 +234,7 @@ def _sizes(
     )
 
 
-def _blocks(spec: EfficientNetSpec) -> list[Block[Row]]:
+def _blocks(spec: EfficientNetSpec) -> list[Block[ScaledRow]]:
     return expand_rows(
         spec.rows,
         channels=spec.channels(spec.stem),

@@ -8,6 +8,7 @@ from keras_lightnets import _publishers, layers
 from keras_lightnets._application import Family, make_application, make_preprocess
 from keras_lightnets._blocks import Block, expand_rows
 from keras_lightnets._channels import make_divisible
+from keras_lightnets._efficientnet import EFFICIENTNET_ROWS, ScaledRow
 from keras_lightnets._inputs import decode_predictions
 from keras_lightnets._layout import Layout, pairs, timm_inverted, timm_network
 from keras_lightnets._spec import (
@@ -28,36 +29,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of EfficientNet's table 1 (before width and depth)."""
-
-    stage: int
-    kernel: int
-    ratio: int
-    out: int
-    repeat: int
-    stride: int
-
-    @property
-    def expanded(self) -> bool:
-        return self.ratio != 1
-
-
-# fmt: off
-ROWS = (
-    #   stage kernel ratio  out repeat stride
-    Row(1,    3,     1,      16, 1,    1),
-    Row(2,    3,     6,      24, 2,    2),
-    Row(3,    5,     6,      40, 2,    2),
-    Row(4,    3,     6,      80, 3,    2),
-    Row(4,    5,     6,     112, 3,    1),
-    Row(5,    5,     6,     192, 4,    2),
-    Row(5,    3,     6,     320, 1,    1),
-)
-# fmt: on
-
-
 @dataclass(frozen=True, kw_only=True)
 class EfficientNetLiteSpec(ModelSpec):
     """An EfficientNet-Lite.
@@ -69,7 +40,7 @@ class EfficientNetLiteSpec(ModelSpec):
         act: Activation.
     """
 
-    rows: tuple[Row, ...] = ROWS
+    rows: tuple[ScaledRow, ...] = EFFICIENTNET_ROWS
     levels: tuple[Any, ...] = EXPANDED_LEVELS
     reference: str = (
         "Tan and Le 2019, EfficientNet, https://arxiv.org/abs/1905.11946; Liu 2020, "
@@ -191,7 +162,7 @@ def build(spec: EfficientNetLiteSpec, x: Any, output_stride: int) -> dict[str, A
     return {**maps, "features": layers.activate(x, spec.act, "top")}
 
 
-def _sizes(spec: EfficientNetLiteSpec, block: Block[Row]) -> "layers.Bottleneck":
+def _sizes(spec: EfficientNetLiteSpec, block: Block[ScaledRow]) -> "layers.Bottleneck":
     return layers.Bottleneck(
         kernel=block.row.kernel,
         expand=block.channels * block.row.ratio,
@@ -201,7 +172,7 @@ def _sizes(spec: EfficientNetLiteSpec, block: Block[Row]) -> "layers.Bottleneck"
     )
 
 
-def _blocks(spec: EfficientNetLiteSpec) -> list[Block[Row]]:
+def _blocks(spec: EfficientNetLiteSpec) -> list[Block[ScaledRow]]:
     """Return the blocks; only the inner rows are repeated more in a deeper one."""
     ends = (0, len(spec.rows) - 1)
     depths = [1.0 if i in ends else spec.depth for i in range(len(spec.rows))]
