@@ -1,16 +1,14 @@
 """What runs where: the stored measurements of make_devices.py."""
 
-import json
-
 import pytest
 
 from keras_lightnets._registry import FAMILIES
-from keras_lightnets.tools.convert import make_devices
+from keras_lightnets.tools.convert import golden_files, make_devices
 from keras_lightnets.tools.export import ethosu
 
 
 def stored():
-    return json.loads(make_devices.FILE.read_text("utf-8"))
+    return golden_files.read("devices")
 
 
 def test_networks_are_the_smallest_of_their_families():

@@ -15,7 +15,6 @@ earlier run has left in FOLDER, and wants the machine for itself.
 
 import argparse
 import importlib.metadata
-import json
 import logging
 import pathlib
 import statistics
@@ -27,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_lightnets.tools.convert import golden_files
+
 LOG = logging.getLogger(__name__)
-GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
-FILE = GOLDEN / "devices.json"
 SIZE = 96
 CALIBRATION = 4
 RUNS = 30
@@ -44,7 +43,7 @@ def smallest(family: str) -> str | None:
     from keras_lightnets._registry import family_module
 
     def params(name: str) -> int:
-        return json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))["params"]
+        return golden_files.read(name)["params"]
 
     names = [spec.name for spec in family_module(family).SPECS if spec.int8_ok]
     return min(names, key=params, default=None)
@@ -167,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--files", type=pathlib.Path, help="keep the files here")
     parser.add_argument("--latency", action="store_true", help="only time the files")
     options = parser.parse_args(arguments)
-    known = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {"networks": {}}
+    known = golden_files.read("devices", missing={"networks": {}})
     networks = known["networks"]
     if options.latency:
         for path in sorted(options.files.glob("*.tflite")):
@@ -194,7 +193,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _write(known: dict[str, Any]) -> None:
     known["networks"] = dict(sorted(known["networks"].items()))
-    FILE.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+    golden_files.write("devices", known)
 
 
 if __name__ == "__main__":

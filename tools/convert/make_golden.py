@@ -6,12 +6,13 @@ Run it from a checkout where the package is installed with its sources::
 """
 
 import importlib.util
-import json
 import logging
 import pathlib
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+
+from keras_lightnets.tools.convert import golden_files
 
 LOG = logging.getLogger(__name__)
 TESTS = pathlib.Path(__file__).resolve().parents[2] / "tests"
@@ -43,8 +44,7 @@ def main(names: Sequence[str]) -> int:
     contracts = _contracts()
     for name in names or keras_lightnets.list_models():
         facts = contracts.facts(keras_lightnets.get_spec(name))
-        path = TESTS / "golden" / f"{name}.json"
-        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        path = golden_files.write(name, facts)
         LOG.info("%s: %d parameters", path, facts["params"])
     return 0
 

@@ -9,9 +9,7 @@ after calibration on noise at a small size: which operators a file has, and wher
 they run, depends neither on the weights nor, but for the largest maps, on the size.
 """
 
-import json
 import logging
-import pathlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -19,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_lightnets.tools.convert import golden_files
+
 LOG = logging.getLogger(__name__)
-GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
-FILE = GOLDEN / "int8.json"
 SIZE = 96
 
 
@@ -76,7 +74,7 @@ def main(names: Sequence[str]) -> int:
 
     import keras_lightnets
 
-    known = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
+    known = golden_files.read("int8", missing={})
     lacking = [name for name in keras_lightnets.list_models() if name not in known]
     for name in names or lacking:
         try:
@@ -85,8 +83,7 @@ def main(names: Sequence[str]) -> int:
             known[name] = {"error": str(error)}
         LOG.info("%s %s", name, {**known[name], "cpu_ops": "..."})
         keras.backend.clear_session()
-        text = json.dumps(dict(sorted(known.items())), indent=1) + "\n"
-        FILE.write_text(text, "utf-8")
+        golden_files.write("int8", dict(sorted(known.items())))
     return 0
 
 

@@ -12,7 +12,6 @@ run on pictures that were not used before.
 """
 
 import dataclasses
-import json
 import logging
 import pathlib
 import sys
@@ -24,12 +23,11 @@ import numpy as np
 
 from keras_lightnets._registry import FAMILIES, family_module
 from keras_lightnets._spec import ModelSpec
+from keras_lightnets.tools.convert import golden_files
 from keras_lightnets.tools.export import tflite, verify
 from keras_lightnets.tools.quantize import qat
 
 LOG = logging.getLogger(__name__)
-GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
-FILE = GOLDEN / "quantised.json"
 FORMS = ("classification", "detection", "segmentation")
 HEADS = {"detection": "ssdlite", "segmentation": "lraspp"}
 SIZE = 64
@@ -80,7 +78,7 @@ def _case(family: str, form: str) -> Case:
 
 
 def _cost(spec: ModelSpec) -> tuple[float, int]:
-    facts = json.loads((GOLDEN / f"{spec.name}.json").read_text("utf-8"))
+    facts = golden_files.read(spec.name)
     return facts["madds"] / spec.default_size**2, facts["params"]
 
 
@@ -450,7 +448,7 @@ def main(arguments: Sequence[str]) -> int:
 
     folder, *families = arguments
     pictures = read_pictures(pathlib.Path(folder), CALIBRATION + TESTS, SIZE)
-    known = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
+    known = golden_files.read("quantised", missing={})
     for case in sorted(cases(), key=lambda case: FORMS.index(case.form)):
         there = known.setdefault(case.family, {})
         if case.family not in families if families else case.form in there:
@@ -462,8 +460,7 @@ def main(arguments: Sequence[str]) -> int:
         seconds = time.process_time() - start
         LOG.info("%s %s %.0f s %s", case.family, case.form, seconds, there[case.form])
         keras.backend.clear_session()
-        text = json.dumps(dict(sorted(known.items())), indent=1) + "\n"
-        FILE.write_text(text, "utf-8")
+        golden_files.write("quantised", dict(sorted(known.items())))
     return 0
 
 

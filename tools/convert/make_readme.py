@@ -3,43 +3,46 @@
 Run with: python tools/convert/make_readme.py
 """
 
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_lightnets import get_spec, list_models
 from keras_lightnets._registry import FAMILIES, family_module
+from keras_lightnets.tools.convert import golden_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests" / "golden"
 NPUS = ("ethos-u55-128", "ethos-u65-256", "ethos-u85-256")
 
 
-def golden(name: str) -> dict[str, Any]:
-    """Return what is recorded of a network's structure."""
-    return json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
+def markdown(header: str, rows: Iterable[Sequence[str]]) -> str:
+    """Return a table.
+
+    Args:
+        header: The columns' titles, separated by " | ".
+        rows: The cells of each row.
+    """
+    count = len(header.split(" | "))
+    lines = [f"| {header} |", "|" + count * "---|"]
+    lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join(lines)
 
 
 def families_table() -> str:
     """Return one row per family: how many networks of which cost, and what it is."""
-    lines = [
-        "| family | networks | params (M) | MAdds (M) | what it is |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for family in FAMILIES:
         module = family_module(family)
-        facts = [golden(spec.name) for spec in module.SPECS]
+        facts = [golden_files.read(spec.name) for spec in module.SPECS]
         spans = [
             span([fact[key] / 1e6 for fact in facts], digits)
             for key, digits in (("params", 1), ("madds", 0))
         ]
         text = (module.__doc__ or "").strip().splitlines()[0].rstrip(".")
-        lines.append(
-            f"| `{family}` | {len(facts)} | {spans[0]} | {spans[1]} "
-            f"| {text.partition(': ')[2] or text} |"
-        )
-    return "\n".join(lines)
+        what = text.partition(": ")[2] or text
+        rows.append([f"`{family}`", str(len(facts)), *spans, what])
+    header = "family | networks | params (M) | MAdds (M) | what it is"
+    return markdown(header, rows)
 
 
 def span(values: Sequence[float], digits: int) -> str:
@@ -55,27 +58,29 @@ def span(values: Sequence[float], digits: int) -> str:
 
 def models_table() -> str:
     """Return one row per network: cost from the goldens, the rest from the spec."""
-    int8 = json.loads((GOLDEN / "int8.json").read_text("utf-8"))
-    lines = [
-        "| name | function | size | params (M) | MAdds (M) | top-1 | int8 | Edge TPU "
-        "| weights |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    int8 = golden_files.read("int8")
+    rows = []
     for name in list_models():
-        spec = get_spec(name)
-        facts = golden(name)
+        spec, facts = get_spec(name), golden_files.read(name)
         weights = ", ".join(f"`{w.tag}` ({w.licence})" for w in spec.weights)
         top1 = next((w.top1 for w in spec.weights if w.top1), spec.top1)
-        lines.append(
-            f"| `{name}` | `{spec.function}` | {spec.default_size} "
-            f"| {facts['params'] / 1e6:.2f} | {facts['madds'] / 1e6:.0f} "
-            f"| {f'{top1:.1f}' if top1 else ''} | {deployed(int8.get(name))} "
-            f"| {weights or 'none published'} |"
+        rows.append(
+            [
+                f"`{name}`",
+                f"`{spec.function}`",
+                str(spec.default_size),
+                f"{facts['params'] / 1e6:.2f}",
+                f"{facts['madds'] / 1e6:.0f}",
+                f"{top1:.1f}" if top1 else "",
+                *deployed(int8.get(name)),
+                weights or "none published",
+            ]
         )
-    return "\n".join(lines)
+    header = "name | function | size | params (M) | MAdds (M) | top-1 | int8 | Edge TPU"
+    return markdown(f"{header} | weights", rows)
 
 
-def deployed(facts: Mapping[str, Any] | None) -> str:
+def deployed(facts: Mapping[str, Any] | None) -> tuple[str, str]:
     """Return the cells int8 and Edge TPU of a network.
 
     Args:
@@ -85,20 +90,17 @@ def deployed(facts: Mapping[str, Any] | None) -> str:
         "yes" or "no", and the share of ops that the Edge TPU runs.
     """
     if facts is None:
-        return "not tried | not tried"
+        return "not tried", "not tried"
     if "error" in facts or facts["float_ops"]:
-        return "no | no"
+        return "no", "no"
     whole = facts["edgetpu_ops"] == facts["ops"]
-    return f"yes | {'all' if whole else facts['edgetpu_ops']} of {facts['ops']}"
+    return "yes", f"{'all' if whole else facts['edgetpu_ops']} of {facts['ops']}"
 
 
 def quantised_table() -> str:
     """Return a row per measured family: how the files of its forms follow."""
-    stored = json.loads((GOLDEN / "quantised.json").read_text("utf-8"))
-    lines = [
-        "| family | network | classifier | SSDLite | LR-ASPP |",
-        "|---|---|---|---|---|",
-    ]
+    stored = golden_files.read("quantised")
+    rows = []
     for family in FAMILIES:
         forms = stored.get(family, {})
         whole = len([form for form in forms.values() if "reason" in form]) == 3
@@ -111,8 +113,8 @@ def quantised_table() -> str:
         names = dict.fromkeys(
             f"`{row['name']}`" for row in forms.values() if "name" in row
         )
-        lines.append(f"| `{family}` | {', '.join(names)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([f"`{family}`", ", ".join(names), *cells])
+    return markdown("family | network | classifier | SSDLite | LR-ASPP", rows)
 
 
 def followed(found: Mapping[str, Any] | None) -> str:
@@ -136,27 +138,21 @@ def followed(found: Mapping[str, Any] | None) -> str:
 
 def devices_table() -> str:
     """Return one row per family's smallest network: what runs where, measured."""
-    facts = json.loads((GOLDEN / "devices.json").read_text("utf-8"))["networks"]
-    int8 = json.loads((GOLDEN / "int8.json").read_text("utf-8"))
-    lines = [
-        "| name | size | KiB | LiteRT | Edge TPU | U55-128 | U65-256 | U85-256 "
-        "| TFLite Micro |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in facts.items():
-        parts = row["xnnpack_partitions"]
-        _, _, mapped = deployed(int8.get(name)).partition(" | ")
-        cells = [
+    int8 = golden_files.read("int8")
+    rows = [
+        [
             f"`{name}`",
             str(row["size"]),
             f"{row['bytes'] / 1024:.0f}",
-            timed(row.get("latency_ms"), parts),
-            mapped,
+            timed(row.get("latency_ms"), row["xnnpack_partitions"]),
+            deployed(int8.get(name))[1],
             *(estimated(row["npu"].get(target)) for target in NPUS),
             on_micro(row["micro"]),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for name, row in golden_files.read("devices")["networks"].items()
+    ]
+    header = "name | size | KiB | LiteRT | Edge TPU | U55-128 | U65-256 | U85-256"
+    return markdown(f"{header} | TFLite Micro", rows)
 
 
 def timed(latency: Mapping[str, float] | None, parts: int) -> str:
