@@ -308,7 +308,15 @@ def _download(url: str, target: pathlib.Path, expected: str) -> None:
         announced = _transfer(url, part)
         problem = mismatch(part, expected or announced)
         if not problem:
-            _note(target).write_text(readers.digest(part) + "\n", "ascii")
+            digest = readers.digest(part)
+            if not expected and not announced:
+                _log.warning(
+                    "The publisher of %s gives no hash, so that nothing tells whether "
+                    "it came unchanged; its sha256 is %s, kept to watch the cache",
+                    url,
+                    digest,
+                )
+            _note(target).write_text(f"{digest}\n", "ascii")
             os.replace(part, target)
             _etag(part).unlink(missing_ok=True)
             return

@@ -54,7 +54,15 @@ class GhostNetSpec(GhostSpec):
 
 
 HUGGINGFACE = "https://huggingface.co/timm"
-HUAWEI = "https://github.com/huawei-noah/CV-Backbones/releases/download"
+# The authors' file as their repository holds it, whose object's name is its hash, and
+# as they released it earlier.
+HUAWEI = (
+    "https://github.com/huawei-noah/Efficient-AI-Backbones/raw/"
+    "f90e129b645c3b1684fe07cd361cd557d0ad71f7/"
+    "ghostnet_pytorch/models/state_dict_73.98.pth",
+    "https://github.com/huawei-noah/CV-Backbones/releases/download/"
+    "ghostnet_pth/ghostnet_1x.pth",
+)
 
 WEIGHTS = (
     Weights(
@@ -68,7 +76,8 @@ WEIGHTS = (
     ),
     Weights(
         tag="huawei_in1k",
-        url=f"{HUAWEI}/ghostnet_pth/ghostnet_1x.pth",
+        url=" | ".join(HUAWEI),
+        hash="git:26da9f2807cd5ba95c607cec01ceb9700d94e0ae | ",
         format="pth",
         layout="timm",
         licence="Apache-2.0",

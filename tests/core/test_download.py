@@ -185,8 +185,10 @@ def test_damaged_cache_is_fetched_anew(server, caplog):
     assert len(server.requests) == 2
 
 
-def test_file_without_published_hash_is_watched(server):
+def test_file_without_published_hash_is_watched(server, caplog):
     path = download.obtain(entry(server, hash=""))
+    assert "gives no hash" in caplog.text
+    assert hashlib.sha256(CONTENT).hexdigest() in caplog.text
     assert download.obtain(entry(server, hash="")) == path
     assert len(server.requests) == 1
     path.write_bytes(CONTENT[:-1])
