@@ -58,13 +58,23 @@ def load_model(path: str | os.PathLike[str], *, compile: bool = False) -> Any:
     Returns:
         A `keras.Model`.
 
+    Raises:
+        ValueError: If it is no such file, or holds classes that Keras does not know.
+
     Example:
         >>> load_model("runs/mine/best.keras").output  # doctest: +SKIP
     """
     import keras
 
     _register()
-    return keras.saving.load_model(path, compile=compile)
+    try:
+        return keras.saving.load_model(path, compile=compile)
+    except TypeError as error:
+        reason = str(error).partition("Full object config")[0].strip()
+        raise ValueError(
+            f"{path} holds what neither Keras nor this package can make anew. {reason} "
+            "The command line knows their own layers alone."
+        ) from error
 
 
 # Where classes stand that Keras must know to load a file.
@@ -77,6 +87,7 @@ _REGISTERED = (
     "layers.learned_group",
     "layers.norm",
     "layers.resampling",
+    "layers.response",
     "layers.select",
     "layers.weightnet",
 )

@@ -11,7 +11,7 @@ from keras_lightnets._publishers import torchvision
 from keras_lightnets._residual import TORCH_RULE
 from keras_lightnets._spec import LEVELS, Level, ModelSpec, Preprocessing
 
-__all__ = ["AlexNet", "decode_predictions", "preprocess_input"]
+__all__ = ["AlexNet", "AlexNetWide", "decode_predictions", "preprocess_input"]
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,33 @@ ROWS = (
     Row(4, 256, 3),
     Row(4, 256, 3),
 )
+WIDE = (
+    Row(3, 256, 5, pool=True),
+    Row(4, 384, 3, pool=True),
+    Row(4, 384, 3),
+    Row(4, 256, 3),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlexNetSpec(ModelSpec):
-    """AlexNet on one device, without local response normalisation.
+    """AlexNet on one device.
 
     Attributes:
         stem: Channels of the first convolution, of 11x11 with stride 4.
+        stem_pad: Pixels around the image in front of it.
+        responses: Whether the first two convolutions are followed by local response
+            normalisation, as in 2012.
+        ceil_pools: Whether pools round up.
         hidden: Widths of the dense layers before the classifier.
         cells: Cells per side that the dense layers read.
     """
 
     rows: tuple[Row, ...] = ROWS
     stem: int = 64
+    stem_pad: int = 2
+    responses: bool = False
+    ceil_pools: bool = False
     hidden: tuple[int, ...] = (4096, 4096)
     cells: int = 6
     levels: tuple[Level, ...] = LEVELS[1:]
@@ -78,22 +91,51 @@ SPECS = (
             ),
         ),
     ),
+    AlexNetSpec(
+        name="alexnet_wide",
+        function="AlexNetWide",
+        rows=WIDE,
+        stem=96,
+        stem_pad=0,
+        responses=True,
+        ceil_pools=True,
+        int8_ok=False,
+        flags_reason="stem and pools drop rows and columns at the border; local "
+        "response normalisation has no int8 form",
+        reference="Krizhevsky et al. 2012, ImageNet classification with deep "
+        "convolutional neural networks, NIPS",
+        weights=(
+            _publishers.pytorchcv(
+                "v0.0.481",
+                "alexnet-1664",
+                "2768cdb312d584e33e93f31b0c569589bb289749",
+                TORCH_RULE,
+            ),
+        ),
+    ),
 )
 
 
 def build(spec: AlexNetSpec, x: Any, output_stride: int) -> dict[str, Any]:
     """Build the feature maps: c2 (stem), c3, c4, c5 (behind the last pool)."""
-    x, _ = layers.pad_for(x, (11, 11), 4, 1, spec.padding, "stem", pad=2)
+    x, _ = layers.pad_for(x, (11, 11), 4, 1, spec.padding, "stem", spec.stem_pad)
     x = layers.bias_conv(x, spec.channels(spec.stem), "stem", kernel=11, stride=4)
-    x = layers.activate(x, "relu", "stem")
+    x = _respond(x, spec, True, "stem")
     maps = {"c2": x}
+    pad = (0, int(spec.ceil_pools))
     for row, name in _named(spec):
         if row.pool:
-            x = layers.max_pool(x, 3, 2, (0, 0), name)
+            x = layers.max_pool(x, 3, 2, pad, name)
         x = layers.bias_conv(x, spec.channels(row.out), name, kernel=row.kernel)
-        x = maps[f"c{row.stage}"] = layers.activate(x, "relu", name)
-    x = layers.max_pool(x, 3, 2, (0, 0), "stage5_block1")
+        x = _respond(x, spec, row is spec.rows[0], name)
+        maps[f"c{row.stage}"] = x
+    x = layers.max_pool(x, 3, 2, pad, "stage5_block1")
     return {**maps, "c5": x, "features": x}
+
+
+def _respond(x: Any, spec: AlexNetSpec, early: bool, name: str) -> Any:
+    x = layers.activate(x, "relu", name)
+    return layers.local_response(x, name) if spec.responses and early else x
 
 
 def classify(spec: AlexNetSpec, x: Any, classes: int) -> Any:
@@ -138,4 +180,5 @@ LAYOUTS = {
 FAMILY = Family(specs=SPECS, build=build, layouts=LAYOUTS, classifier=classify)
 
 AlexNet = make_application(SPECS[0], FAMILY)
+AlexNetWide = make_application(SPECS[1], FAMILY)
 preprocess_input = make_preprocess(SPECS)

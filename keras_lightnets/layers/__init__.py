@@ -59,6 +59,8 @@ _MODULES = {
     "inverted_stages": "inverted",
     "dynamic_shift_max": "shift_max",
     "learned_group_conv": "learned_group",
+    "LocalResponseNormalization": "response",
+    "local_response": "response",
     "max_pool": "pool",
     "mgic_block": "mgic",
     "mgic_grids": "mgic",

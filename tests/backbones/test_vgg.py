@@ -63,3 +63,19 @@ def test_alexnet_narrow():
     assert (stem.kernel_size, stem.strides, stem.filters) == ((11, 11), (4, 4), 16)
     names = [layer.name for layer in model.layers if "dropout" in layer.name]
     assert names == ["top_hidden1_dropout", "top_hidden2_dropout"]
+
+
+def test_local_response_divides_by_the_channels_around(tmp_path):
+    """Section 3.3 of Krizhevsky et al. 2012, with PyTorch's mean of five squares."""
+    inputs = keras.Input((None, None, 7))
+    model = keras.Model(inputs, layers.local_response(inputs, "stem"))
+    x = 30 * np.random.RandomState(0).randn(1, 2, 3, 7).astype("float32")
+    expected = np.empty_like(x)
+    for i in range(7):
+        around = x[..., max(0, i - 2) : i + 3]
+        mean = (around**2).sum(-1) / 5
+        expected[..., i] = x[..., i] / (2 + 1e-4 * mean) ** 0.75
+    np.testing.assert_allclose(np.asarray(model(x)), expected, rtol=1e-5)
+    model.save(tmp_path / "response.keras")
+    again = keras.saving.load_model(tmp_path / "response.keras")
+    np.testing.assert_array_equal(np.asarray(again(x)), np.asarray(model(x)))

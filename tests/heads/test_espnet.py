@@ -1,5 +1,6 @@
 """ESPNet: equal to the authors' code, with seeded weights and with their files."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def test_counts_of_the_authors_code(name):
     assert whole.params == params
     assert whole.madds / 1e6 == pytest.approx(millions, abs=0.006)
     assert len(labels) == 20 and labels[-1] == VOID
+
+
+def test_counts_of_pytorchcvs_depths():
+    """Its ESPNet-C has 5 and 3 repetitions; the authors' have 2 and 3, 5 or 8."""
+    spec = keras_lightnets.get_spec("espnet_encoder_q3")
+    rows = [
+        dataclasses.replace(row, repeat=count)
+        for row, count in zip(spec.rows, (5, 3), strict=True)
+    ]
+    encoder = keras_lightnets.ESPNetEncoderQ3(
+        weights=None, include_top=False, rows=tuple(rows), input_shape=(64, 64, 3)
+    )
+    assert cost.total(encoder).params + 256 * 19 == 210_889
 
 
 @pytest.mark.parametrize("case", FILES)
