@@ -151,6 +151,13 @@ def test_unsupported_layer_is_named_with_its_path():
     assert "image -> first -> odd" in text
 
 
+def test_maps_with_channels_first_are_refused():
+    image = keras.Input((8, 8, 3), name="image")
+    pool = layers.AdaptiveAveragePooling2D(2, data_format="channels_first", name="odd")
+    with pytest.raises(bridge.UnsupportedLayerError, match="'odd'.*channels_last"):
+        bridge.to_tf_keras(keras.Model(image, pool(image)))
+
+
 def test_unsupported_operation_and_activation_are_named():
     image = keras.Input((8, 8, 3), name="image")
     with pytest.raises(bridge.UnsupportedLayerError, match="Operation .* Cos"):

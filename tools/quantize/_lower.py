@@ -416,6 +416,12 @@ def select(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
     return low.emit("gather", layer.name, [args[0]], config, shape=shape)
 
 
+def adaptive_average(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
+    """AdaptiveAveragePooling2D."""
+    _config(layer, ())
+    return _lower_maps.adaptive_average(low, layer, args, shape)
+
+
 LAYERS: dict[str, Callable[..., str]] = {
     "Conv2D": conv,
     "DepthwiseConv2D": conv,
@@ -447,7 +453,7 @@ LAYERS: dict[str, Callable[..., str]] = {
     "Cropping1D": crop_rows,
     "Permute": window("permute", ("dims",)),
     "Resample2D": _lower_maps.resample,
-    "AdaptiveAveragePooling2D": _lower_maps.adaptive_average,
+    "AdaptiveAveragePooling2D": adaptive_average,
     "BlurPool": _lower_maps.blur,
     "Reshape": reshape,
     "SelectChannels": select,
