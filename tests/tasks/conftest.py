@@ -59,9 +59,8 @@ def tiny_options(boxes_set):
         "annotations": str(boxes_set / "train.json"),
         "val_data": str(boxes_set / "val"),
         "val_annotations": str(boxes_set / "val.json"),
-        # Few layers: tracing them is most of a tiny training's time.
-        "backbone": "vgg_cifar_11",
-        "backbone_options": {"width": 0.1},
+        "backbone": "mobilenet_v1",
+        "backbone_options": {"width": 0.25},
         "head_options": {"width": 0.1, "extra_widths": [64]},
         "weights": None,
         "image_size": 64,
