@@ -10,6 +10,7 @@ R-ASPP on the same backbone through LiteRT, in turns.
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import statistics
@@ -116,20 +117,21 @@ def espnet(out: pathlib.Path) -> None:
     train = segment.open_data(segment.SegmentConfig.parse(CAMVID)).train
     pictures = [train.sample(i)[0] for i in range(0, len(train), 4)]
     rows = [row("Keras, float32", measure("espnet", weights="camvid"))]
-    for name, source in (
-        ("int8 .tflite", model),
-        ("int8 .tflite, equalised", equalise(model, pictures)),
+    sources = {"": model, ", equalised": equalise(model, pictures)}
+    for target, (name, source) in itertools.product(
+        ("tflite-int8", "edgetpu"), sources.items()
     ):
-        path = out / "espnet" / name.replace(" ", "_") / "model.tflite"
+        path = out / "espnet" / f"{target}{name[2:]}" / "model.tflite"
         formats.export(
             source,
-            "tflite-int8",
+            target,
             path,
             calibration=pictures,
             samples=pictures[:2],
             detector=formats.Detector(LabelMeta("segment", labels, size), None),
         )
-        rows.append(row(name, measure(str(path))))
+        rows.append(row(f"{target}{name}", measure(str(path))))
+        print(rows[-1], flush=True)
     page.record(
         "espnet",
         "CamVid: ESPNet with the authors' weights",

@@ -39,7 +39,8 @@ class DeployOptions(Options):
     )
     calibration: int = Field(100, ge=1, description="Training pictures for ranges.")
     equalise: bool = Field(
-        False, description="Give channels like ranges first; ESPNet needs it."
+        False,
+        description="Give channels like ranges first; for ESPNet on the Edge TPU.",
     )
     io: str | None = Field(None, description="uint8, int8 or float: int8 files' ends.")
     postprocess: bool = Field(

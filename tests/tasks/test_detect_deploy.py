@@ -19,10 +19,9 @@ FAST = {
     "deterministic": False,
 }
 PYRAMID = {"channels": 16, "cells": 1, "repeats": 1}
-# Head -> what of the training differs from FAST. SSDLite's boxes of 64 pixels fit the
-# drawn rectangles badly, so it takes more epochs.
+# Head -> what of the training differs from FAST.
 DETECTORS = {
-    "ssdlite": {"epochs": 60, "eval_every": 20},
+    "ssdlite": {"image_size": 128},
     "fpn_lite": {"head_options": {"channels": 16, "repeats": 1}, "image_size": 128},
     "pelee": {"head_options": {"channels": 16}, "image_size": 288},
     "efficientdet_d0": {"head_options": PYRAMID, "image_size": 128},

@@ -36,8 +36,10 @@ FREE = ("conv", "depthwise", "conv_transpose", "dense", "batch_norm")
 def equalise(model: Any, pictures: Iterable[Any]) -> Any:
     """Return an equal model whose channels have like ranges.
 
-    Worth it before quantisation where tensors of unlike range are concatenated, as in
-    ESPNet; networks of ReLU6 have no free channels and stay as they are.
+    Worth it before quantisation for the Edge TPU where tensors of unlike range are
+    concatenated, as in ESPNet; measure both, since kernels get less alike by it: in the
+    form that files for CPUs have, ESPNet is better without. Networks of ReLU6 have no
+    free channels and stay as they are.
 
     Args:
         model: A functional Keras 3 model with one input.
