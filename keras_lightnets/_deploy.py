@@ -17,6 +17,7 @@ from keras_lightnets._errors import unknown
 from keras_lightnets.tasks import framework, run
 from keras_lightnets.tasks.config import Options
 from keras_lightnets.tools.export.formats import FORMATS
+from keras_lightnets.tools.fuse import merge_branches
 
 EXPORTS = "export"
 QAT_STATE = "qat.h5"
@@ -161,7 +162,7 @@ class Deployment:
         self.task = framework.find_task(str(self.about["task"]))
         self.config = self.task.config.parse(self.about["config"])
         self.data = self.task.open_data(self.config)
-        self.model = keras_lightnets.load_model(path)
+        self.model = merge_branches(keras_lightnets.load_model(path))
         if options.equalise:
             from keras_lightnets.tools.quantize.equalise import PICTURES, equalise
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import keras_lightnets
 from keras_lightnets.__main__ import app
 from keras_lightnets.layers import BatchNormalization
-from keras_lightnets.tools.fuse import fuse, plan
+from keras_lightnets.tools.fuse import fuse, merge_branches, plan
 from keras_lightnets.tools.fuse._operator import (
     InexactError,
     Operator,
@@ -444,6 +444,20 @@ def test_command_line_takes_out_residuals(tmp_path):
         assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
     result = CliRunner().invoke(app, [*arguments, "--branches"])
     assert "Leave one of them out" in str(result.exception)
+
+
+def test_only_branches_are_merged_for_int8():
+    x = keras.Input((8, 8, 4))
+    plain = BatchNormalization()(layers.Conv2D(4, 3, padding="same")(x))
+    model = keras.Model(x, layers.ReLU()(plain))
+    assert merge_branches(model) is model
+    both = layers.Add()([plain, BatchNormalization()(x)])
+    y = BatchNormalization()(layers.ReLU()(both))
+    model = randomise(keras.Model(x, y))
+    merged = merge_branches(model)
+    assert kinds(merged) == ["Conv2D", "BatchNormalization"]
+    (ours,), (theirs,) = outputs(merged), outputs(model)
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
 def test_only_functional_models():

@@ -138,7 +138,7 @@ def build(case: Case, side: int = SIZE) -> Any:
     return heads.attach(body, head, heads.HEADS[head].config(**options))
 
 
-def condition(model: Any, images: np.ndarray) -> None:
+def condition(model: Any, images: np.ndarray) -> Any:
     """Give a network with random weights what training gives one.
 
     A random network with normalisations is chaotic: behind forty ReLUs two pictures
@@ -151,10 +151,14 @@ def condition(model: Any, images: np.ndarray) -> None:
     Args:
         model: Functional model; changed in place.
         images: Pictures (count, height, width, 3) of 0-255.
+
+    Returns:
+        The model, its parallel branches merged as exports have them.
     """
     import keras
 
     from keras_lightnets.tools._functional import nodes
+    from keras_lightnets.tools.fuse import merge_branches
 
     rng = np.random.default_rng(0)
     graph = nodes(model)
@@ -180,7 +184,10 @@ def condition(model: Any, images: np.ndarray) -> None:
     model(images, training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    _read_main_directions(model, _last_layers(model, graph), images)
+    last = _last_layers(model, graph)
+    if last:  # SqueezeNet ends in a ReLU
+        _read_main_directions(model, last, images)
+    return merge_branches(model)
 
 
 def _readers(graph: Sequence[Any]) -> dict[str, list[Any]]:
@@ -430,7 +437,7 @@ def measure(case: Case, pictures: np.ndarray) -> dict[str, Any]:
         Network and the figures of both files.
     """
     model = build(case, pictures.shape[1])
-    condition(model, pictures[:CALIBRATION].astype("float32"))
+    model = condition(model, pictures[:CALIBRATION].astype("float32"))
     found = quantise(model, pictures[:CALIBRATION], pictures[CALIBRATION:])
     return {"name": case.name, **figures(found)}
 

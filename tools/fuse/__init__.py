@@ -12,7 +12,7 @@ from typing import Any
 from keras_lightnets.tools.fuse import _graph, _rules
 from keras_lightnets.tools.quantize._graph import Graph, Step
 
-__all__ = ["Fusion", "Kept", "Plan", "fuse", "plan"]
+__all__ = ["Fusion", "Kept", "Plan", "fuse", "merge_branches", "plan"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +101,25 @@ def fuse(model: Any, *, norms: bool = True) -> Any:
     graph = _graph.read(model)
     _rules.rewrite(graph, norms)
     return _graph.rebuild(graph, model)
+
+
+def merge_branches(model: Any) -> Any:
+    """Return a model without parallel linear branches, as int8 wants it.
+
+    In int8 each branch is rounded by itself, with one scale for channels whose
+    normalisations differ, before they are added; merged they are rounded once.
+
+    Args:
+        model: A functional or sequential `keras.Model`; it is not changed.
+
+    Returns:
+        `fuse(model, norms=False)` where branches become one, else the model itself.
+
+    Raises:
+        ValueError: If the model is not functional.
+    """
+    branches = [fusion.branches for fusion in plan(model, norms=False).fused]
+    return fuse(model, norms=False) if max(branches, default=1) > 1 else model
 
 
 def plan(model: Any, *, norms: bool = True) -> Plan:
