@@ -216,6 +216,13 @@ def check_dilation_keeps_what_it_computes(spec, golden):
     networks normalises its images, the other is given normalised ones.
     """
     strided, dense = maps_model(spec), dense_model(spec)
+    if spec.padding == "same" and not spec.exact_strides:
+        # A stem without padding leaves even sides.
+        options = {"endpoints": levels(spec), "padding": "symmetric"}
+        options |= {"include_top": False, "input_shape": (*ODD, 3)}
+        strided = build(spec, **options)
+        options["output_stride"] = min(spec.output_strides)
+        dense = build(spec, include_preprocessing=False, **options)
     for model in (strided, dense):
         seeded_values(model)
     x = images(*ODD, 1)
