@@ -74,8 +74,7 @@ class NEXcepTionSpec(ModelSpec):
     rows: tuple[Row, ...] = _classic(512)
     output_strides: tuple[int, ...] = (32,)
     exact_strides: bool = False
-    int8_ok: bool = False
-    flags_reason: str = "the stem drops odd pixels; blurring pools have no int8 form"
+    flags_reason: str = "the stem drops odd pixels"
     bias_exceptions: tuple[str, ...] = (
         *("stem_conv", "*_dw_conv", "*_sep3_pw_conv", "*_squeeze_conv"),
     )
