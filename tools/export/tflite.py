@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io as _io
 import os
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -49,7 +50,8 @@ def convert(
         same bytes.
 
     Raises:
-        ValueError: If an option is not legal or the calibration set does not fit.
+        ValueError: If an option is not legal, the calibration set does not fit or
+            TensorFlow's converter makes nothing of the graph.
         UnsupportedLayerError: If a layer cannot be converted.
     """
     _check(model, kind, io, calibration)
@@ -143,8 +145,14 @@ def _finish(
     if samples is not None:
         converter.representative_dataset = samples
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    with quiet():
-        content = converter.convert()
+    try:
+        with quiet():
+            content = converter.convert()
+    except struct.error as error:  # it reads its own empty file
+        raise ValueError(
+            f"TensorFlow's converter made an empty file of {graph.name!r} and gave no "
+            "reason. Try another format; files of the Edge TPU's form run on CPUs, too."
+        ) from error
     return _name(content, list(graph.inputs), list(graph.outputs))
 
 
