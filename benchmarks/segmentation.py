@@ -97,7 +97,7 @@ def camvid(out: pathlib.Path, options: dict) -> None:
 
 
 def espnet(out: pathlib.Path) -> None:
-    """Quantise ESPNet's official CamVid weights twice; store the section.
+    """Quantise ESPNet's official CamVid weights for two targets, plain and equalised.
 
     Args:
         out: Folder of the files.

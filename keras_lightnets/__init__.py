@@ -72,8 +72,9 @@ def load_model(path: str | os.PathLike[str], *, compile: bool = False) -> Any:
     except TypeError as error:
         reason = str(error).partition("Full object config")[0].strip()
         raise ValueError(
-            f"{path} holds what neither Keras nor this package can make anew. {reason} "
-            "The command line knows their own layers alone."
+            f"{path} holds what neither Keras nor this package has. "
+            f"{reason.rpartition('Exception encountered: ')[2]} Commands cannot import "
+            "classes of your own; call the package from Python for them."
         ) from error
 
 

@@ -59,13 +59,12 @@ def command(
     extra = dict(switches or {})
 
     def verb(**values: Any) -> None:
-        as_json = values.pop("json")
-        file = values.pop("config")
+        as_json, file = values.pop("json"), values.pop("config")
         chosen = {name: bool(values.pop(name)) for name in extra}
         if words is not None:
-            first, *more = values.pop("words")
-            values[words[0]] = first
-            values[words[1]] = [*(values[words[1]] or ()), *more]
+            one, rest = words
+            values[one], *more = values.pop("words")
+            values[rest] = [*(values[rest] or ()), *more]
         with_values = {k: v for k, v in values.items() if v not in (None, [])}
 
         def work() -> dict[str, Any]:
@@ -80,26 +79,38 @@ def command(
     verb.__name__ = call.__name__
     verb.__doc__ = (call.__doc__ or "").split("\n\n")[0]
     parameters = [
-        _parameter(name, field, (flags or {}).get(name, _flag(name)))
-        for name, field in _fields(options)
-        if words is None or name != words[0]
-    ]
-    if words is not None:
-        text = options.model_fields[words[0]].description
-        argument = typer.Argument(metavar=words[0].upper(), help=text)
-        parameters.insert(0, _keyword("words", Annotated[list[str], argument]))
-    parameters += [_switch(name, text) for name, text in extra.items()]
-    parameters += [
-        _keyword(
-            "config",
-            Annotated[Path | None, typer.Option(help="JSON file with options.")],
-            None,
-        ),
-        _switch("json", "Print one JSON object on stdout."),
+        *_of_fields(options, words[0] if words else None, flags or {}),
+        *(_switch(name, text) for name, text in extra.items()),
+        *_ours(),
     ]
     setattr(verb, "__signature__", inspect.Signature(parameters))  # noqa: B010
     verb.__annotations__ = {p.name: p.annotation for p in parameters}
     return verb
+
+
+def _of_fields(
+    options: type[Options], word: str | None, flags: Mapping[str, str]
+) -> list[inspect.Parameter]:
+    """Return a parameter per field; in place of `word`'s, first, one for all words."""
+    found = [
+        _parameter(name, field, flags.get(name, _flag(name)))
+        for name, field in _fields(options)
+        if name != word
+    ]
+    if word is None:
+        return found
+    text = options.model_fields[word].description
+    argument = typer.Argument(metavar=word.upper(), help=text)
+    return [_keyword("words", Annotated[list[str], argument]), *found]
+
+
+def _ours() -> list[inspect.Parameter]:
+    """Return the parameters that every command has."""
+    file = Annotated[Path | None, typer.Option(help="JSON file with options.")]
+    return [
+        _keyword("config", file, None),
+        _switch("json", "Print one JSON object on stdout."),
+    ]
 
 
 def finish(

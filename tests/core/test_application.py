@@ -165,3 +165,17 @@ def test_preprocess_input_knows_variants_and_weights():
         prepare(grey, include_preprocessing=False, name="mobilenet_v2_03")
     with pytest.raises(ValueError, match="Unknown weights"):
         prepare(grey, include_preprocessing=False, weights="nobody")
+
+
+class Foreign(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+def test_a_file_of_unknown_classes_is_an_error_in_words(tmp_path):
+    image = keras.Input((4,))
+    keras.Model(image, Foreign()(image)).save(tmp_path / "foreign.keras")
+    with pytest.raises(ValueError, match="Could not locate class 'Foreign'") as caught:
+        keras_lightnets.load_model(tmp_path / "foreign.keras")
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "config" not in str(caught.value)

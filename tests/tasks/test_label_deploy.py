@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from drawn import HEIGHT, NAMES, SIDE, WIDTH, write_pictures, write_split
 
+import keras_lightnets
 from keras_lightnets import _deploy, heads
 from keras_lightnets.tasks import classify, segment
 from keras_lightnets.tasks.classifier import ClassifyConfig
@@ -124,6 +125,27 @@ def test_the_detection_op_is_refused(exported):
                 run=str(config.folder), formats=("tflite-float32",), postprocess=True
             )
         )
+
+
+@pytest.mark.export
+def test_branches_are_merged(runs):
+    data = {"data": str(runs / "train"), "val_data": str(runs / "val")}
+    network: dict = {"backbone": "repghostnet_050", "backbone_options": {}}
+    # Statistics that one epoch moves: first ones let the signal grow out of range.
+    network["bn_momentum"] = 0.5
+    shared = {**TINY, **network, "runs": str(runs / "runs"), "name": "branches"}
+    config = ClassifyConfig(**shared, **data, image_size=SIDE)
+    classify.train(config)
+    found = _deploy.deploy(
+        _deploy.DeployOptions(run=str(config.folder), formats=("tflite-int8",))
+    )
+    trained = keras_lightnets.load_model(config.folder / "best.keras")
+    assert found["model"]["params"] < trained.count_params()
+    file = found["files"]["tflite-int8"]
+    # As trained there are 49: two more in each of 16 blocks.
+    assert file["ops"]["ADD"] == 17
+    assert file["agreement"] == 1.0
+    assert not any("float" in text for text in file["problems"])
 
 
 def test_meta_round_trips_and_refuses_other_tasks(tmp_path):

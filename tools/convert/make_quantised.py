@@ -272,14 +272,14 @@ class Followed:
 
 
 def sure_margin(floor: float) -> float:
-    """Return the margin, in steps, above which no decision may change.
+    """Return the margin, in steps, above which decisions should not change.
 
     Args:
         floor: Mean difference between two sets of kernels, in steps.
 
     Returns:
         4 as in `verify`, or 6 times the floor: the differences of two outputs are
-        spread twice as far as one, and of thousands none shall change.
+        spread twice as far as one, and of thousands only a few exceed that.
     """
     return max(verify.CLEAR_MARGIN_STEPS, 6.0 * floor)
 

@@ -118,8 +118,10 @@ def merge_branches(model: Any) -> Any:
     Raises:
         ValueError: If the model is not functional.
     """
-    branches = [fusion.branches for fusion in plan(model, norms=False).fused]
-    return fuse(model, norms=False) if max(branches, default=1) > 1 else model
+    graph = _graph.read(model)
+    _rules.rewrite(graph, norms=False)
+    found = any(linear.branches > 1 for _, linear in _merged(graph))
+    return _graph.rebuild(graph, model) if found else model
 
 
 def plan(model: Any, *, norms: bool = True) -> Plan:
@@ -137,15 +139,22 @@ def plan(model: Any, *, norms: bool = True) -> Plan:
     """
     graph = _graph.read(model)
     reasons = _rules.rewrite(graph, norms)
-    fused, kept = [], []
+    fused = [Fusion(name, row.layers, row.branches) for name, row in _merged(graph)]
+    kept = []
     for step in graph:
-        if step.kind == "linear" and "node" not in step.config:
-            linear: _graph.Linear = step.config["linear"]
-            fused.append(Fusion(step.name, linear.layers, linear.branches))
         reason = reasons.get(step.name) or (_norm_reason(graph, step) if norms else "")
         if reason:
             kept.append(Kept(step.name, reason))
     return Plan(tuple(fused), tuple(kept))
+
+
+def _merged(graph: Graph) -> list[tuple[str, _graph.Linear]]:
+    """Return the steps that several layers became."""
+    return [
+        (step.name, step.config["linear"])
+        for step in graph
+        if step.kind == "linear" and "node" not in step.config
+    ]
 
 
 def _norm_reason(graph: Graph, step: Step) -> str:
