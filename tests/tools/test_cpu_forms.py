@@ -63,12 +63,21 @@ def selected(x):
     return layers.Add()([layers.Multiply()(list(pair)) for pair in pairs])
 
 
+def thin(x):
+    """Two averages of one channel, with the same kernel; one behind a convolution."""
+    x = layers.Conv2D(1, 1, name="thin")(x)
+    y = layers.AveragePooling2D(2)(layers.Conv2D(1, 3, padding="same", name="more")(x))
+    x = layers.Conv2D(1, 3, padding="same", name="last")(layers.AveragePooling2D(2)(x))
+    return layers.Concatenate()([x, y])
+
+
 # What stands between two convolutions of 8 channels.
 FORMS = {
     "average": layers.AveragePooling2D(2),
     "average, padded": lambda x: layers.AveragePooling2D(3, 2)(
         layers.ZeroPadding2D(1)(x)
     ),
+    "averages of one channel": thin,
     "every second value": layers.MaxPooling2D(1, 2),
     "padded pooling": padded_pool,
     "prelu": prelu,

@@ -116,6 +116,11 @@ def plan(graph: Graph) -> dict[str, Rule]:
     return chosen
 
 
+def keeps_range(step: Step) -> bool:
+    """Say whether a step's int8 output has its input's scale."""
+    return RULES.get(step.kind) is _KEEPS
+
+
 def _base(graph: Graph, step: Step) -> Rule:
     table: Any = FUNCTION_RULES if step.kind == "act" else RULES
     key = step.config["function"] if step.kind == "act" else step.kind
@@ -164,6 +169,6 @@ def _held_later(graph: Graph, step: Step, readers: dict[str, list[str]]) -> bool
         return plain and after.config.get("max_value") in (None, 6.0)
     if step.kind in ("conv", "depthwise", "dense") and after.kind == "batch_norm":
         return True
-    while after is not None and RULES.get(after.kind) is _KEEPS:
+    while after is not None and keeps_range(after):
         after = graph.sole_consumer(after.name, readers)
     return after is not None and after.kind == "concat"

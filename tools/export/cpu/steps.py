@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_lightnets.tools.quantize import rules
 from keras_lightnets.tools.quantize._graph import Graph, Step
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -62,15 +63,20 @@ def reshape(name: str, source: str, sides: Iterable[int]) -> Step:
 def depthwise(
     step: Step, kernel: np.ndarray, strides: tuple[int, int], padding: str = "valid"
 ) -> None:
-    """Make a step a depthwise convolution with a kernel of (h, w, channels)."""
-    step.kind, step.source, step.roles = "depthwise", None, ()
+    """Make a step a depthwise convolution with a kernel of (h, w, channels).
+
+    Of one channel it is a plain one: TensorFlow's converter makes an empty file of
+    two such depthwise ones whose kernels are the same.
+    """
+    one = kernel.shape[2] == 1
+    step.kind, step.source, step.roles = "conv" if one else "depthwise", None, ()
     step.config = {
         "kernel_size": kernel.shape[:2],
         "strides": strides,
         "padding": padding,
         "dilation_rate": (1, 1),
-        "depth_multiplier": 1,
         "use_bias": False,
+        **({"filters": 1, "groups": 1} if one else {"depth_multiplier": 1}),
     }
     step.weights = {"kernel": kernel[..., None].astype("float32")}
 
@@ -89,28 +95,22 @@ def range_of(graph: Graph, name: str) -> tuple[float, float]:
 def keep_range(graph: Graph, step: Step) -> None:
     """Give a step the range of its input, whose values it keeps.
 
-    Where that left its range to a later step, such as a concatenation, both get that
-    one's.
+    Where what makes these values left its range to a later step, such as a
+    concatenation, both get that one's.
     """
     if step.range is not None:
         return
-    chain = [step]
-    before = graph.steps.get(step.inputs[0])
-    while before is not None and before.range is None and len(before.inputs) == 1:
-        chain.append(before)
-        before = graph.steps.get(before.inputs[0])
-    found = before.range if before is not None else None
-    if found is not None:
-        step.range = found
+    maker = graph.steps.get(step.inputs[0])
+    while maker is not None and maker.range is None and rules.keeps_range(maker):
+        maker = graph.steps.get(maker.inputs[0])
+    if maker is not None and maker.range is not None:
+        step.range = maker.range
         return
-    readers, after = (
-        graph.consumers(),
-        graph.sole_consumer(step.name, graph.consumers()),
-    )
+    readers = graph.consumers()
+    after = graph.sole_consumer(step.name, readers)
     while after is not None and after.range is None:
         after = graph.sole_consumer(after.name, readers)
     if after is not None:
         step.range = after.range
-        makers = [s for s in chain[1:] if s.weights]
-        if makers:
-            makers[0].range = after.range
+        if maker is not None:
+            maker.range = after.range
