@@ -50,6 +50,13 @@ def shuffled(x):
     return layers.ReLU()(BatchNormalization()(x))
 
 
+def moved(x):
+    """Two moves of channels in a row, without a convolution beside them."""
+    x = layers.Add()([x, layers.Conv2D(8, 1, name="summand")(x)])
+    x = channel_shuffle(channel_shuffle(x, 4, "first"), 2, "second")
+    return layers.DepthwiseConv2D(3, padding="same")(x)
+
+
 def selected(x):
     """Two branches weighed per channel by weights that sum to one, as in SKNet."""
     y = layers.GlobalAveragePooling2D(keepdims=True)(x)
@@ -81,6 +88,8 @@ FORMS = {
     "every second value": layers.MaxPooling2D(1, 2),
     "padded pooling": padded_pool,
     "prelu": prelu,
+    "prelu of nothing negative": lambda x: prelu(layers.ReLU()(x)),
+    "moved channels": moved,
     "maximum": lambda x: layers.Maximum()([x, layers.Conv2D(8, 1)(x)]),
     "minimum": lambda x: ops.minimum(x, layers.Conv2D(8, 1)(x)),
     "gather": gathered,

@@ -11,8 +11,9 @@ from keras_lightnets.tools.quantize import rules
 from keras_lightnets.tools.quantize._graph import Graph, Step
 
 MOST_JOINED = 5
-# Top of the range of a tensor that is 0 everywhere.
-SMALLEST = 1e-6
+# Least range of a summand, as a share of the other's; XNNPACK's addition takes scales
+# down to 1 / 1024 of the sum's.
+LEAST_SUMMAND = 1 / 256
 
 
 def pools_to_depthwise(graph: Graph) -> None:
@@ -62,8 +63,9 @@ def prelus_to_sums(graph: Graph) -> None:
         )
         rest = Step(f"{step.name}_rest", "relu", (scaled.name,), shape=step.shape)
         if trained:
-            low = steps.range_of(graph, source)[0]
-            rest.range = (0.0, max(float(np.max(1 - slopes)) * -low, SMALLEST))
+            low, high = steps.range_of(graph, source)
+            top = float(np.max(1 - slopes)) * -low
+            rest.range = (0.0, max(top, LEAST_SUMMAND * (high - low)))
         total = Step(
             step.name, "add", (source, rest.name), shape=step.shape, range=step.range
         )
@@ -81,10 +83,11 @@ def extremes_to_sums(graph: Graph) -> None:
             f"{step.name}_apart", "subtract", (first, second), shape=step.shape
         )
         rest = Step(f"{step.name}_rest", "relu", (apart.name,), shape=step.shape)
+        kind, base = ("add", second) if step.kind == "maximum" else ("subtract", first)
         if trained:
             top = steps.range_of(graph, first)[1] - steps.range_of(graph, second)[0]
-            rest.range = (0.0, max(top, SMALLEST))
-        kind, base = ("add", second) if step.kind == "maximum" else ("subtract", first)
+            low, high = steps.range_of(graph, base)
+            rest.range = (0.0, max(top, LEAST_SUMMAND * (high - low)))
         total = Step(
             step.name, kind, (base, rest.name), shape=step.shape, range=step.range
         )

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from keras_lightnets.tools.export.cpu import steps
+from keras_lightnets.tools.quantize import rules
 from keras_lightnets.tools.quantize._graph import Graph, Step
 
 # Nanoseconds per value on one core with AVX2, fitted to XNNPACK's int8 kernels: of an
@@ -207,6 +208,8 @@ def _replace(graph: Graph, run: Sequence[Link]) -> None:
         shape=last.shape,
         range=ranges[-1] or (ranges[-2] if len(ranges) > 1 else None),
     )
+    if all(rules.keeps_range(step) for step in parts):
+        steps.keep_range(graph, made)
     for step in parts[:-1]:
         del graph.steps[step.name]
     steps.replace(graph, last.name, (made,))
