@@ -63,7 +63,7 @@ def convert(model: Any, opset: int = OPSET) -> bytes:
     from keras_lightnets.tools.quantize import _passes, bridge
 
     _check_opset(opset)
-    converter = _tf2onnx()
+    require("tf2onnx", "onnx")
     graph = bridge.to_graph(model).copy()
     _passes.fold_norms(graph)
     _passes.fold_input(graph, raw=False)
@@ -72,13 +72,12 @@ def convert(model: Any, opset: int = OPSET) -> bytes:
         change(graph)
     tf_model, _ = bridge.emit(graph, batch=1)
     frozen = tflite.freeze(lambda *x: tflite.call(tf_model, x), graph)
-    with tflite.quiet():
-        made, _ = converter.from_graph_def(
-            frozen.graph.as_graph_def(),
-            input_names=[tensor.name for tensor in frozen.inputs],
-            output_names=[tensor.name for tensor in frozen.outputs],
-            opset=opset,
-        )
+    made = _tf2onnx(
+        frozen.graph.as_graph_def(),
+        opset=opset,
+        input_names=[tensor.name for tensor in frozen.inputs],
+        output_names=[tensor.name for tensor in frozen.outputs],
+    )
     return _finish(made, list(graph.inputs), list(graph.outputs))
 
 
@@ -97,7 +96,7 @@ def convert_int8(
         the bytes of a picture, uint8, and returns floats.
     """
     _check_opset(opset)
-    converter = _tf2onnx()
+    require("tf2onnx", "onnx")
     content = tflite.convert(model, "int8", "uint8", calibration)
     made = tflite.interpreter(content)
     inputs, outputs = (
@@ -108,8 +107,7 @@ def convert_int8(
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        with tflite.quiet():
-            made, _ = converter.from_tflite(path, opset=opset)
+        made = _tf2onnx(opset=opset, tflite_path=path)
     finally:
         Path(path).unlink()
     for end in made.graph.output:
@@ -136,9 +134,28 @@ def _check_opset(opset: int) -> None:
         raise unknown("ONNX operator set", opset, OPSETS)
 
 
-def _tf2onnx() -> Any:
+def _tf2onnx(frozen: Any = None, **options: Any) -> Any:
+    """Convert a frozen TensorFlow graph, or the file at `tflite_path`.
+
+    tf2onnx's own `from_graph_def` copies all weights for each of its optimisers, in
+    case one fails: 5 GB more for AlexNet.
+    """
+    import tensorflow as tf
+
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    return require("tf2onnx.convert", "onnx")
+    loader = require("tf2onnx.tf_loader", "onnx")
+    tfonnx = require("tf2onnx.tfonnx", "onnx")
+    optimizer = require("tf2onnx.optimizer", "onnx")
+    with tflite.quiet(), tf.device("/cpu:0"), tf.Graph().as_default():
+        if frozen is not None:
+            ends = options["input_names"], options["output_names"]
+            frozen = loader.tf_optimize(*ends, frozen)
+        with tf.Graph().as_default() as graph:
+            if frozen is not None:
+                tf.import_graph_def(frozen, name="")
+            made = tfonnx.process_tf_graph(graph, continue_on_error=True, **options)
+            made = optimizer.optimize_graph(made, catch_errors=False)
+            return made.make_model("model")
 
 
 def _finish(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
