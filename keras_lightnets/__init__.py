@@ -69,6 +69,13 @@ def load_model(path: str | os.PathLike[str], *, compile: bool = False) -> Any:
     _register()
     try:
         return keras.saving.load_model(path, compile=compile)
+    except ValueError as error:
+        if not str(error).startswith(("File not found", "File format not")):
+            raise
+        there = "is none, or was cut off" if os.path.exists(path) else "does not exist"
+        raise ValueError(
+            f"A .keras or .h5 file of a model is needed. {path} {there}."
+        ) from error
     except TypeError as error:
         reason = str(error).partition("Full object config")[0].strip()
         raise ValueError(

@@ -179,3 +179,13 @@ def test_a_file_of_unknown_classes_is_an_error_in_words(tmp_path):
         keras_lightnets.load_model(tmp_path / "foreign.keras")
     assert str(caught.value).startswith(str(tmp_path))
     assert "config" not in str(caught.value)
+
+
+def test_what_is_no_model_file_is_an_error_in_words(tmp_path):
+    cut, other = tmp_path / "cut.keras", tmp_path / "model.py"
+    for path in (cut, other):
+        path.write_bytes(b"PK\x03\x04 and no more")
+        with pytest.raises(ValueError, match=r"is none, or was cut off"):
+            keras_lightnets.load_model(path)
+    with pytest.raises(ValueError, match=r"\.h5 file .* does not exist"):
+        keras_lightnets.load_model(tmp_path / "none.keras")

@@ -421,6 +421,12 @@ def test_command_line(tmp_path):
     assert found["difference"] < 1e-5
     result = CliRunner().invoke(app, ["fuse", paths[0], "-o", paths[0]])
     assert "another .keras file" in str(result.exception)
+    for arguments, text in (
+        (["-o", str(tmp_path / "none" / "a.keras")], "no folder"),
+        (["-o", paths[1], "--rounds", "-1"], "Received: -1"),
+    ):
+        result = CliRunner().invoke(app, ["fuse", paths[0], *arguments])
+        assert text in str(result.exception)
 
 
 def test_command_line_takes_out_residuals(tmp_path):

@@ -98,14 +98,15 @@ def fuse_file(
         The comparison.
 
     Raises:
-        ValueError: If a name is not legal, the model is not functional, or both
-            `residuals` and not `norms` are asked for.
+        ValueError: If a name or `rounds` is not legal, the model is not functional,
+            or both `residuals` and not `norms` are asked for.
         OSError: If a file cannot be read or written.
     """
     from keras_lightnets import load_model
     from keras_lightnets.tools.fuse import reserve
 
     file, out = Path(file), Path(out)
+    _check_rounds(rounds)
     if out.suffix != ".keras" or out.resolve() == file.resolve():
         raise ValueError(
             f"The fused model needs another .keras file. Received: {out} for {file}. "
@@ -113,6 +114,8 @@ def fuse_file(
         )
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file}. Pass a saved .keras model.")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {out.parent}. Make it first.")
     if residuals and not norms:
         raise ValueError(
             "Residual connections are merged once normalisations are folded. "
@@ -139,7 +142,11 @@ def compare(model: Any, fused: Any, planned: Plan, rounds: int = 0) -> Compariso
 
     Returns:
         The comparison.
+
+    Raises:
+        ValueError: If `rounds` is negative.
     """
+    _check_rounds(rounds)
     times: Sequence[float | None] = (None, None)
     note = ""
     known = all(None not in tensor.shape[1:] for tensor in model.inputs)
@@ -157,6 +164,14 @@ def compare(model: Any, fused: Any, planned: Plan, rounds: int = 0) -> Compariso
         planned,
         note,
     )
+
+
+def _check_rounds(rounds: int) -> None:
+    if rounds < 0:
+        raise ValueError(
+            f"rounds counts timed runs, 0 for none. Received: {rounds}. "
+            f"{ROUNDS} is usual."
+        )
 
 
 def _shown(value: float | int | None) -> str:
