@@ -6,11 +6,12 @@ Run it from a checkout where the package is installed with its extras::
     python tools/convert/make_devices.py --files FOLDER --latency
 
 Without names it takes the smallest int8 network of every family that is not in the file
-yet. Each is converted at a small size after calibration on noise, without its softmax,
-as `export` writes classifiers; weights are random. Which operators run where depends
-neither on the weights nor, but for the largest maps, on the size; cycles and memory do
-not depend on the weights but for their compression. `--latency` times the files that an
-earlier run has left in FOLDER, and wants the machine for itself.
+yet. Each is converted at a small size after calibration on noise, without its softmax
+and with its parallel branches merged, as `export` writes classifiers; weights are
+random. Which operators run where depends neither on the weights nor, but for the
+largest maps, on the size; cycles and memory do not depend on the weights but for their
+compression. `--latency` times the files that an earlier run has left in FOLDER, and
+wants the machine for itself.
 """
 
 import argparse
@@ -60,6 +61,7 @@ def convert(name: str) -> bytes:
     import keras_lightnets
     from keras_lightnets.tools import bench
     from keras_lightnets.tools.export import tflite
+    from keras_lightnets.tools.fuse import merge_branches
 
     keras.utils.set_random_seed(0)
     side = min(SIZE, keras_lightnets.get_spec(name).default_size)
@@ -70,7 +72,8 @@ def convert(name: str) -> bytes:
         classifier_activation=None,
     )
     bench.settle(model, _pictures(side))
-    return tflite.convert(model, "int8", "int8", list(_pictures(side)))
+    made = merge_branches(model)
+    return tflite.convert(made, "int8", "int8", list(_pictures(side)))
 
 
 def _pictures(side: int) -> np.ndarray:

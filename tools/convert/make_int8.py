@@ -4,9 +4,10 @@ Run it from a checkout where the package is installed with the extra `qat`::
 
     python tools/convert/make_int8.py [NAME ...]
 
-Without names it takes all that are not in the file yet. Each is converted to int8
-after calibration on noise at a small size: which operators a file has, and where
-they run, depends neither on the weights nor, but for the largest maps, on the size.
+Without names it takes all that are not in the file yet. Each is converted to int8, its
+parallel branches merged as in `export`, after calibration on noise at a small size:
+which operators a file has, and where they run, depends neither on the weights nor, but
+for the largest maps, on the size.
 """
 
 import logging
@@ -37,6 +38,7 @@ def facts(name: str) -> dict[str, Any]:
 
     import keras_lightnets
     from keras_lightnets.tools.export import _flatbuffer, edgetpu, opened, tflite
+    from keras_lightnets.tools.fuse import merge_branches
 
     keras.utils.set_random_seed(0)
     side = min(SIZE, keras_lightnets.get_spec(name).default_size)
@@ -45,6 +47,7 @@ def facts(name: str) -> dict[str, Any]:
     )
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (4, side, side, 3)).astype("float32")
+    model = merge_branches(model)
     content = tflite.convert(model, "int8", "uint8", list(pictures), "edgetpu")
     found = edgetpu.verdict(content, compiler=False)
     left = [row for row in found.ops if not row.mapped]
