@@ -114,8 +114,8 @@ def main() -> None:
         "`predict` of four batches, and building the network anew; each package in "
         "a process of its own, rounds interleaved, medians; ratios are taken round by "
         "round. Networks are those that kimm 0.2.5 or keras.applications has too; "
-        "kimm does not build MobileNetV3 without weights. Where the times of a machine "
-        "come in coarse steps, as here, small differences do not show.",
+        "kimm does not build MobileNetV3 without weights. Where a machine's times come "
+        "in coarse steps, small differences do not show.",
     )
 
 

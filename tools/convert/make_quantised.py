@@ -263,14 +263,12 @@ class Followed:
             that file, by output: what rounding alone makes of a deep network.
         sure: Share of equal decisions of the second comparison where the two best
             classes differ by more than `sure_margin` of the floor, by output.
-        floor_sure: The same share between TFLite's two sets of kernels.
     """
 
     ptq: verify.Verification
     qat: verify.Verification
     floor: dict[str, float]
     sure: dict[str, float]
-    floor_sure: dict[str, float]
 
 
 def sure_margin(floor: float) -> float:
@@ -307,16 +305,14 @@ def quantise(model: Any, images: np.ndarray, tests: np.ndarray) -> Followed:
     files = tflite.run(content, tests)
     few = tests[:FLOOR_TESTS]
     plain = tflite.run(content, few, "reference")
-    floor: dict[str, float] = {}
-    sure, floor_sure = {}, {}
+    floor, sure = {}, {}
     for row in during.outputs:
         found, name = files[row.name], row.name
         floor[name] = float(np.abs(plain[name] - found[: len(few)]).mean() / row.step)
         if row.clear_agreement is not None:
             margin = sure_margin(floor[name]) * row.step
             sure[name] = _agreement(emulated[name], found, margin)
-            floor_sure[name] = _agreement(plain[name], found[: len(few)], margin)
-    return Followed(after, during, floor, sure, floor_sure)
+    return Followed(after, during, floor, sure)
 
 
 def _agreement(expected: np.ndarray, found: np.ndarray, margin: float) -> float:
@@ -376,8 +372,8 @@ def figures(found: Followed) -> dict[str, Any]:
     Returns:
         By way: counts of ops, float ops and XNNPACK partitions, and per output the
         mean error in quantisation steps and which share of the decisions agrees, of
-        all and of those with a margin above 4 steps; "qat" also has the floor, the
-        agreement above it and that of TFLite's two sets of kernels.
+        all and of those with a margin above 4 steps; "qat" also has the floor and
+        the agreement above it.
     """
     table: dict[str, Any] = {}
     for way, checked in (("ptq", found.ptq), ("qat", found.qat)):
@@ -398,7 +394,6 @@ def figures(found: Followed) -> dict[str, Any]:
     for name, row in table["qat"]["outputs"].items():
         row["floor_steps"] = round(found.floor[name], 3)
         row["sure_agreement"] = _rounded(found.sure.get(name))
-        row["floor_sure_agreement"] = _rounded(found.floor_sure.get(name))
     return table
 
 

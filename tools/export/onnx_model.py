@@ -146,16 +146,12 @@ def _tf2onnx(frozen: Any = None, **options: Any) -> Any:
     loader = require("tf2onnx.tf_loader", "onnx")
     tfonnx = require("tf2onnx.tfonnx", "onnx")
     optimizer = require("tf2onnx.optimizer", "onnx")
-    with tflite.quiet(), tf.device("/cpu:0"), tf.Graph().as_default():
+    with tflite.quiet(), tf.device("/cpu:0"), tf.Graph().as_default() as graph:
         if frozen is not None:
             ends = options["input_names"], options["output_names"]
-            frozen = loader.tf_optimize(*ends, frozen)
-        with tf.Graph().as_default() as graph:
-            if frozen is not None:
-                tf.import_graph_def(frozen, name="")
-            made = tfonnx.process_tf_graph(graph, continue_on_error=True, **options)
-            made = optimizer.optimize_graph(made, catch_errors=False)
-            return made.make_model("model")
+            tf.import_graph_def(loader.tf_optimize(*ends, frozen), name="")
+        made = tfonnx.process_tf_graph(graph, continue_on_error=True, **options)
+        return optimizer.optimize_graph(made, catch_errors=False).make_model("model")
 
 
 def _finish(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
