@@ -78,6 +78,15 @@ def thin(x):
     return layers.Concatenate()([x, y])
 
 
+def closed(x):
+    """A gate behind units that no picture of the calibration set opens."""
+    y = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    y = layers.Conv2D(4, 1, bias_initializer="zeros", name="squeeze")(y)
+    y = layers.ReLU()(layers.Rescaling(1.0, -1000.0)(y))
+    y = layers.Conv2D(8, 1, activation="sigmoid", name="excite")(y)
+    return layers.Multiply()([x, y])
+
+
 # What stands between two convolutions of 8 channels.
 FORMS = {
     "average": layers.AveragePooling2D(2),
@@ -99,6 +108,7 @@ FORMS = {
         [layers.Conv2D(2, 1)(x) for _ in "1234567"]
     ),
     "gate": gated,
+    "closed gate": closed,
     "selective kernel": selected,
     "shuffled groups": shuffled,
     "blur": BlurPool(),
@@ -142,7 +152,10 @@ def test_equal_in_float(form):
 
 
 # One of each kind of change; the float test above sees them all.
-CONVERTED = ("average, padded", "prelu", "gather", "selective kernel", "small groups")
+CONVERTED = (
+    *("average, padded", "prelu", "gather"),
+    *("closed gate", "selective kernel", "small groups"),
+)
 
 
 @pytest.mark.parametrize(

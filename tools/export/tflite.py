@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_lightnets._errors import require, unknown
-from keras_lightnets.tools.export import cpu, lower
+from keras_lightnets.tools.export import _requantise, cpu, lower
 
 KINDS = ("float32", "float16", "int8")
 IO_TYPES = ("float", "uint8", "int8")
@@ -214,7 +214,7 @@ def quiet() -> Iterator[None]:
 
 
 def _name(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
-    """Put outputs in the model's order; name the tensors and the signature's ends.
+    """Widen scales, put outputs in the model's order, name tensors and signature.
 
     The converter orders outputs as it likes and calls them output_0, output_1, ...
     in its own signature, which says which is which.
@@ -223,6 +223,7 @@ def _name(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
     from tensorflow.lite.python import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    _requantise.widen_scales(model)
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
     signature.signatureKey = SIGNATURE
     found = {
