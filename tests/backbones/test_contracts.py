@@ -20,10 +20,19 @@ def golden(spec):
     return json.loads((GOLDEN / f"{spec.name}.json").read_text())
 
 
-def specs():
+# The smallest of their families, but of 170 to 630 layers: 5 to 12 seconds a check.
+SLOW = (
+    *("dbb_mobilenet", "dbb_resnet18", "espnet_v2_050", "fbnet_v3_a", "igcv1_l100m2"),
+    *("mgic_resnet34", "nexception_t", "peleenet", "res2next50", "squeezenext_g"),
+    *("weightnet_shufflenet_v2_050", "xception"),
+)
+
+
+def specs(without=()):
     """Return every spec; all but the smallest of its family are marked full.
 
-    So is one of more than 50 million parameters, which takes as long as ten others.
+    So is one of more than 50 million parameters, which takes as long as ten others,
+    and the named ones.
     """
     smallest: dict[str, tuple[int, str]] = {}
     names = keras_lightnets.list_models()
@@ -34,15 +43,16 @@ def specs():
         family = type(spec).__name__
         smallest[family] = min(smallest.get(family, size), size)
     keep = {name for count, name in smallest.values() if count < 50_000_000}
+    keep -= set(without)
     return [
         pytest.param(s, id=s.name, marks=() if s.name in keep else pytest.mark.full)
         for s in found
     ]
 
 
-SPECS = specs()
 # Grouped by network, so that a few built ones are kept and no more.
-each = pytest.mark.parametrize("spec", SPECS, scope="module")
+each = pytest.mark.parametrize("spec", specs(), scope="module")
+each_quick = pytest.mark.parametrize("spec", specs(without=SLOW), scope="module")
 
 
 def test_every_variant_has_a_golden_file():
@@ -114,17 +124,17 @@ def test_output_strides(spec):
     assert max(spec.output_strides) == 32
 
 
-@each
+@each_quick
 def test_dilation(spec):
     contracts.check_dilation_keeps_what_it_computes(spec, golden(spec))
 
 
-@each
+@each_quick
 def test_round_trip(spec, tmp_path):
     contracts.check_round_trip(spec, tmp_path)
 
 
-@each
+@each_quick
 def test_gradients(spec):
     contracts.check_gradients(spec)
 
