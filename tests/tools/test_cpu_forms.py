@@ -87,6 +87,13 @@ def closed(x):
     return layers.Multiply()([x, y])
 
 
+def cut(x):
+    """A sum of which a ReLU6 keeps less than a step of its summands."""
+    large = layers.Rescaling(1000.0)
+    parts = [layers.Conv2D(8, 1, name=f"part{i}")(large(x)) for i in "12"]
+    return layers.Conv2D(8, 1, name="behind")(layers.ReLU(6.0)(layers.Add()(parts)))
+
+
 # What stands between two convolutions of 8 channels.
 FORMS = {
     "average": layers.AveragePooling2D(2),
@@ -109,6 +116,7 @@ FORMS = {
     ),
     "gate": gated,
     "closed gate": closed,
+    "sum far above its clamp": cut,
     "selective kernel": selected,
     "shuffled groups": shuffled,
     "blur": BlurPool(),
@@ -154,7 +162,7 @@ def test_equal_in_float(form):
 # One of each kind of change; the float test above sees them all.
 CONVERTED = (
     *("average, padded", "prelu", "gather"),
-    *("closed gate", "selective kernel", "small groups"),
+    *("closed gate", "sum far above its clamp", "selective kernel", "small groups"),
 )
 
 

@@ -1,20 +1,21 @@
-"""Output scales of convolutions that XNNPACK refuses, made wide enough."""
+"""Output scales that XNNPACK refuses, made wide enough."""
 
 from typing import Any
 
 import numpy as np
 
-# A convolution whose values are all 0 in the calibration set gets a scale near 0.
-# XNNPACK refuses files with a step below 1/256 of the accumulator's; a step as wide
-# as the accumulator's loses nothing.
-MOST_RATIO = 256.0
+# XNNPACK refuses a step below 1/256 of the accumulator's or a summand's: the file of a
+# convolution, whose values may all be 0 in the calibration set, is not opened at all,
+# and a sum that a ReLU6 cuts far below its summands splits the file.
+MOST_RATIO = 255.0
 _KERNEL_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_SUM_OPS = ("ADD", "SUB")
 # What reads a tensor of any scale and has no constant that depends on the scale.
-_FREE_OPS = ("ADD", "SUB", "MUL", "LOGISTIC", "TANH", "QUANTIZE")
+_FREE_OPS = (*_SUM_OPS, "MUL", "LOGISTIC", "TANH", "QUANTIZE", "MEAN")
 
 
 def widen_scales(model: Any) -> None:
-    """Widen the too fine output scales of a file's convolutions, in place.
+    """Widen the too fine output scales of convolutions and sums, in place.
 
     Biases of convolutions behind them, which are in units of the input's scale, are
     rounded anew. A tensor with another reader, which needs the scale that it has, is
@@ -27,39 +28,33 @@ def widen_scales(model: Any) -> None:
 
     graph = model.subgraphs[0]
     names = {value: key for key, value in vars(schema.BuiltinOperator).items()}
-    kinds = [
-        _kind(names, model.operatorCodes[op.opcodeIndex]) for op in graph.operators
-    ]
-    for op, kind in zip(graph.operators, kinds, strict=True):
-        if kind not in _KERNEL_OPS:
+    codes = [model.operatorCodes[op.opcodeIndex] for op in graph.operators]
+    kinds = [names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in codes]
+    ops = list(zip(graph.operators, kinds, strict=True))
+    for op, kind in ops:
+        least = _least_step(graph, op, kind)
+        index = op.outputs[0]
+        readers = [(reader, of) for reader, of in ops if index in reader.inputs]
+        if least is None or any(of not in _KERNEL_OPS + _FREE_OPS for _, of in readers):
             continue
-        step, index = _accumulator_step(graph, op), op.outputs[0]
-        range_ = graph.tensors[index].quantization
-        if step is None or step < MOST_RATIO * range_.scale[0]:
-            continue
-        readers = [
-            (reader, of)
-            for reader, of in zip(graph.operators, kinds, strict=True)
-            if index in reader.inputs
-        ]
-        if all(of in _KERNEL_OPS + _FREE_OPS for _, of in readers):
-            factor = step / range_.scale[0]
-            range_.scale = np.asarray([step], "float32")
-            for reader, of in readers:
-                if of in _KERNEL_OPS:
-                    _rescale_bias(schema, model, reader, factor)
+        rule = graph.tensors[index].quantization
+        factor = least / float(rule.scale[0])
+        rule.scale = np.asarray([least], "float32")
+        for reader, of in readers:
+            if of in _KERNEL_OPS:
+                _rescale_bias(schema, model, reader, factor)
 
 
-def _kind(names: dict[int, str], code: Any) -> str:
-    return names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-
-
-def _accumulator_step(graph: Any, op: Any) -> float | None:
-    """Return the largest step of the sums of products, or None for floats."""
-    steps = [graph.tensors[i].quantization for i in op.inputs[:2]]
-    if any(found is None or found.scale is None for found in steps):
+def _least_step(graph: Any, op: Any, kind: str) -> float | None:
+    """Return the least step that XNNPACK takes, None if the output's is no less."""
+    if kind not in _KERNEL_OPS + _SUM_OPS:
         return None
-    return float(steps[0].scale[0] * np.max(steps[1].scale))
+    rules = [graph.tensors[i].quantization for i in (*op.inputs[:2], *op.outputs)]
+    if any(rule is None or rule.scale is None for rule in rules):
+        return None
+    first, second, output = (float(np.max(rule.scale)) for rule in rules)
+    whole = first * second if kind in _KERNEL_OPS else max(first, second)
+    return whole / MOST_RATIO if whole > MOST_RATIO * output else None
 
 
 def _rescale_bias(schema: Any, model: Any, op: Any, factor: float) -> None:
