@@ -13,7 +13,7 @@ pytest.importorskip("tf_keras")
 
 from quant_models import classifier, detector, exactly, pictures, settle
 
-from keras_lightnets.layers import BlurPool, channels
+from keras_lightnets.layers import BlurPool, channels, weightnet
 from keras_lightnets.tools.quantize import bridge
 
 
@@ -38,6 +38,12 @@ def largest_difference(model, low=0, high=255, values=None):
         assert np.abs(w).max() > 0
         worst = max(worst, float(np.abs(w - g).max() / np.abs(w).max()))
     return worst
+
+
+def per_sample(x, filters, **options):
+    summary = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    conv = weightnet.Generated(filters, kernel=3, groups=1)
+    return weightnet.weightnet_conv(x, summary, conv, "own", **options)
 
 
 def test_detector_with_every_layer_of_our_networks():
@@ -69,6 +75,8 @@ def test_separate_means_per_channel():
         lambda x: layers.AdaptiveAveragePooling2D(6)(layers.AveragePooling2D(4)(x)),
         lambda x: BlurPool()(x),
         lambda x: BlurPool()(layers.Cropping2D(((0, 1), (0, 1)))(x)),
+        lambda x: per_sample(x, 4, stride=2),
+        lambda x: per_sample(x, None, dilation=2),
         lambda x: layers.UpSampling2D(2, interpolation="bilinear")(x),
         lambda x: layers.Permute((2, 1, 3))(layers.Cropping2D(1)(x)),
         lambda x: channels.channel_slice(x, 1, 3, "a"),

@@ -163,6 +163,18 @@ def test_a_float_operator_is_named(model, pictures):
     assert "Conv that makes" in onnx_model.float_ops(graph)[0]
 
 
+def test_gelu_has_an_operator_in_float_only(pictures):
+    pytest.importorskip("onnx", reason="extra onnx not installed")
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = layers.Conv2D(4, 3, strides=4)(layers.Rescaling(1 / 127.5, -1.0)(image))
+    model = keras.Model(image, layers.Activation("gelu")(x))
+    found = onnx_model.OnnxFile(onnx_model.convert(model)).run(pictures[0][None])
+    expected = np.asarray(model(pictures[0][None].astype("float32")))
+    np.testing.assert_allclose(found[0], expected, atol=1e-5 * np.abs(expected).max())
+    with pytest.raises(ValueError, match="no ONNX operator for TFL_GELU"):
+        onnx_model.convert_int8(model, pictures)
+
+
 def smallest():
     """Return the smallest network of each family."""
     golden = pathlib.Path(__file__).parents[1] / "golden"

@@ -10,8 +10,9 @@ pytest.importorskip("ai_edge_litert")
 
 from quant_models import classifier, detector, pictures, settle
 
+from keras_lightnets.layers import SampleConv2D
 from keras_lightnets.tools.export import tflite
-from keras_lightnets.tools.quantize import _passes, bridge, ptq
+from keras_lightnets.tools.quantize import _passes, bridge, ptq, rules
 
 SHAPE = (32, 32, 3)
 
@@ -133,3 +134,11 @@ def test_two_inputs_are_refused():
     model = keras.Model([a, b], layers.Add()([a, b]))
     with pytest.raises(ValueError, match="one input.*a, b"):
         ptq.prepare(model, pictures(1))
+
+
+def test_a_kernel_of_each_sample_has_no_int8_form():
+    image = keras.Input((16, 16, 3), name="image")
+    kernels = layers.Conv2D(12, 1)(layers.GlobalAveragePooling2D(keepdims=True)(image))
+    made = SampleConv2D(4, name="own_conv")([image, kernels])
+    with pytest.raises(rules.NotQuantisableError, match="own_conv.*format of floats"):
+        tflite.convert(keras.Model(image, made), "int8", "int8", pictures(2, 16))

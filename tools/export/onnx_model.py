@@ -158,7 +158,7 @@ def _finish(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
     """Check the graph, name its ends, drop what tf2onnx writes about itself."""
     onnx = require("onnx", "onnx")
     foreign = sorted(
-        {n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx")}
+        {n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, n.domain)}
     )
     if foreign:
         raise ValueError(

@@ -131,6 +131,32 @@ def _join_zeros(tf: Any, x: Any, axis: int, first: int, last: int) -> Any:
     return tf.concat([*zeros(first), x, *zeros(last)], axis)
 
 
+def _sample_conv(
+    tf: Any, xs: Any, filters: Any, kernel_size: int, strides: int, dilation_rate: int
+) -> Any:
+    """Convolve each sample with its own kernel: a product per tap, or of matrices."""
+    x, kernels = xs
+    pad, channels = kernel_size // 2 * dilation_rate, x.shape[-1]
+    height, width = (-(-side // strides) for side in x.shape[1:3])
+    x = tf.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    total = None
+    for tap in range(kernel_size**2):
+        row, column = (i * dilation_rate for i in divmod(tap, kernel_size))
+        ends = (row + (height - 1) * strides + 1, column + (width - 1) * strides + 1)
+        part = x[:, row : ends[0] : strides, column : ends[1] : strides]
+        if filters:
+            shape = (-1, filters, channels, kernel_size**2)
+            rows = tf.reshape(part, (-1, height * width, channels))
+            kernel = tf.reshape(kernels, shape)[..., tap]
+            part = tf.matmul(rows, kernel, transpose_b=True)
+            part = tf.reshape(part, (-1, height, width, filters))
+        else:
+            shape = (-1, 1, 1, channels, kernel_size**2)
+            part = part * tf.reshape(kernels, shape)[..., tap]
+        total = part if total is None else total + part
+    return total
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     # With constants of one dimension, which tf2onnx needs; the TFLite converter
     # makes its one operation of the form with scalars only.
@@ -140,6 +166,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "tanh": lambda tf, x: tf.nn.tanh(x),
     "softmax": lambda tf, x: tf.nn.softmax(x),
     "gelu": lambda tf, x: tf.nn.gelu(x),
+    # tf.nn.gelu is written with erfc, which ONNX has not.
+    "gelu_erf": lambda tf, x: x * (tf.math.erf(x * [0.5**0.5]) + [1.0]) * [0.5],
     "elu": lambda tf, x: tf.nn.elu(x),
     "selu": lambda tf, x: tf.nn.selu(x),
     "softplus": lambda tf, x: tf.nn.softplus(x),
@@ -152,6 +180,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "slice": _slice,
     "gather": lambda tf, x, indices, axis=-1: tf.gather(x, indices, axis=axis),
     "join_zeros": _join_zeros,
+    "sample_conv": _sample_conv,
     "reshape": lambda tf, x, target_shape: tf.reshape(x, (-1, *target_shape)),
 }
 
@@ -203,6 +232,7 @@ BUILDERS: dict[str, Callable[[Any, Step], Any]] = {
     "slice": _function("slice"),
     "gather": _function("gather"),
     "join_zeros": _function("join_zeros"),
+    "sample_conv": _function("sample_conv"),
     **{
         kind: _function(kind)
         for kind in ("add", "subtract", "multiply", "maximum", "minimum")

@@ -455,6 +455,7 @@ LAYERS: dict[str, Callable[..., str]] = {
     "Resample2D": _lower_maps.resample,
     "AdaptiveAveragePooling2D": adaptive_average,
     "BlurPool": _lower_maps.blur,
+    "SampleConv2D": _lower_maps.sample_conv,
     "Reshape": reshape,
     "SelectChannels": select,
     "Flatten": reshape,

@@ -1,4 +1,7 @@
-"""Turns layers that resample a map into steps: products, pooling, mirrored borders."""
+"""Turns layers that resample a map into steps: products, pooling, mirrored borders.
+
+And the convolution whose kernel is a tensor.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +70,13 @@ def _products(
     x = turn(x, "swap", (3, 2, 1), height, channels, columns)
     x = product(x, "columns", across, height, channels, width)
     return turn(x, "back", (1, 3, 2), height, width, channels)
+
+
+def sample_conv(low: Lowering, layer: Any, args: Any, shape: Any) -> str:
+    """SampleConv2D, in files of floats only: int8 kernels are constants."""
+    names = ("filters", "kernel_size", "strides", "dilation_rate")
+    config = {name: getattr(layer, name) for name in names}
+    return low.emit("sample_conv", layer.name, list(args[0]), config, shape=shape)
 
 
 def blur(low: Lowering, layer: Any, args: Any, shape: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lightnets.tools.quantize import _passes, bridge
+from keras_lightnets.tools.quantize import _passes, bridge, rules
 from keras_lightnets.tools.quantize._graph import Graph
 
 # More pictures move the ranges by little and each costs an inference.
@@ -40,6 +40,7 @@ def prepare(
 
     Raises:
         ValueError: If the samples do not fit; see `check_samples`.
+        NotQuantisableError: If a layer has no int8 counterpart.
     """
     graph = bridge.to_graph(model)
     if len(graph.inputs) != 1:
@@ -52,6 +53,7 @@ def prepare(
     _passes.fold_shifts(graph)
     _passes.fold_input(graph, raw)
     _passes.bake(graph)
+    rules.check_kinds(graph)
     lower(graph)
     (shape,) = graph.inputs.values()
     pictures = check_samples(samples, shape[1:], graph.raw_zero_point is not None)

@@ -116,6 +116,21 @@ def plan(graph: Graph) -> dict[str, Rule]:
     return chosen
 
 
+def check_kinds(graph: Graph) -> None:
+    """Refuse layers that no int8 file has; the converter may not come back from them.
+
+    Args:
+        graph: Steps. Activations are left to the converter, which knows more of them
+            than training does.
+
+    Raises:
+        NotQuantisableError: If a layer has no int8 counterpart.
+    """
+    for step in graph:
+        if step.kind != "act":
+            _base(graph, step)
+
+
 def keeps_range(step: Step) -> bool:
     """Say whether a step's int8 output has its input's scale."""
     return RULES.get(step.kind) is _KEEPS
@@ -125,10 +140,12 @@ def _base(graph: Graph, step: Step) -> Rule:
     table: Any = FUNCTION_RULES if step.kind == "act" else RULES
     key = step.config["function"] if step.kind == "act" else step.kind
     if key not in table:
+        instead = "Export it in a format of floats."
+        if step.kind == "act":
+            instead = f"Use relu, relu6, {', '.join(FUNCTION_RULES)} instead."
         raise NotQuantisableError(
             f"{key!r} at {step.name!r} has no int8 operation. Path: "
-            f"{' -> '.join(graph.path_to(step.name))}. Use relu, relu6, hard_swish, "
-            "gelu, sigmoid or tanh instead."
+            f"{' -> '.join(graph.path_to(step.name))}. {instead}"
         )
     return table[key]
 

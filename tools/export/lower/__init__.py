@@ -60,6 +60,7 @@ ONNX: tuple[Pass, ...] = (
     reorder.gathers,
     onnx.fold_gathers,
     onnx.gather_in_front,
+    onnx.write_gelus,
 )
 
 

@@ -1,4 +1,6 @@
-"""Channel moves in ONNX files: into kernels, or one Gather of an axis each.
+"""Forms for ONNX files: channel moves, and GELU.
+
+Channel moves go into kernels, or become one Gather of an axis each.
 
 ONNX keeps channels in front of rows. A shuffle written on channels that come last
 costs three transpositions there, as its reshapes stop those that turn the layout; a
@@ -23,6 +25,13 @@ COPIES = ("gather", "slice", "concat")
 def fold_gathers(graph: Graph) -> None:
     """Let kernels take gathers where that costs less than copying the maps."""
     channels.fold(graph, nanoseconds, lambda whole, name: whole)
+
+
+def write_gelus(graph: Graph) -> None:
+    """Write GELU with the error function, which ONNX has."""
+    for step in graph:
+        if step.kind == "act" and step.config["function"] == "gelu":
+            step.config["function"] = "gelu_erf"
 
 
 def nanoseconds(graph: Graph) -> float:
