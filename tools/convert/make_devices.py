@@ -95,13 +95,12 @@ def facts(content: bytes) -> dict[str, Any]:
     file = opened.TFLiteFile(content)
     side = file.io["inputs"][0]["shape"][1]
     tried = micro.report(content, list(_pictures(side)))
-    npu = {row.target: row for row in ethosu.estimates(content)}
     return {
         "size": side,
         "bytes": len(content),
         "ops": sum(file.ops.values()),
         "xnnpack_partitions": file.xnnpack_partitions,
-        "npu": {target: _npu(row) for target, row in npu.items()},
+        "npu": {target: _npu(content, target) for target in ethosu.TARGETS},
         "micro": {
             "arena_bytes": tried.arena_bytes,
             "equal": tried.equal,
@@ -112,7 +111,14 @@ def facts(content: bytes) -> dict[str, Any]:
     }
 
 
-def _npu(row: Any) -> dict[str, Any]:
+def _npu(content: bytes, target: str) -> dict[str, Any]:
+    """Return Vela's estimate, or its reason where it does not compile the file."""
+    from keras_lightnets.tools.export import ethosu
+
+    try:
+        (row,) = ethosu.estimates(content, [target])
+    except ValueError as error:
+        return {"problem": str(error)}
     counts = Counter(op.op for op in row.cpu_ops)
     reasons = {op.op: op.reason for op in reversed(row.cpu_ops)}
     rate = row.inferences_per_second

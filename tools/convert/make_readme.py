@@ -176,6 +176,8 @@ def estimated(facts: Mapping[str, Any] | None) -> str:
     """
     if facts is None:
         return "not tried"
+    if "problem" in facts:
+        return "Vela fails"
     rate = facts["inferences_per_second"]
     left = sum(op["count"] for op in facts["cpu_ops"].values())
     speed = "none" if rate is None else f"{rate:.0f}/s"
