@@ -145,14 +145,14 @@ def _sample_conv(
         ends = (row + (height - 1) * strides + 1, column + (width - 1) * strides + 1)
         part = x[:, row : ends[0] : strides, column : ends[1] : strides]
         if filters:
-            shape = (-1, filters, channels, kernel_size**2)
             rows = tf.reshape(part, (-1, height * width, channels))
-            kernel = tf.reshape(kernels, shape)[..., tap]
+            kernel = tf.reshape(kernels, (-1, filters, channels, kernel_size**2))
+            kernel = kernel[..., tap]
             part = tf.matmul(rows, kernel, transpose_b=True)
             part = tf.reshape(part, (-1, height, width, filters))
         else:
-            shape = (-1, 1, 1, channels, kernel_size**2)
-            part = part * tf.reshape(kernels, shape)[..., tap]
+            kernel = tf.reshape(kernels, (-1, 1, 1, channels, kernel_size**2))
+            part = part * kernel[..., tap]
         total = part if total is None else total + part
     return total
 
