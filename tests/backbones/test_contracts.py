@@ -174,10 +174,13 @@ def test_counts_at_the_oracles_size():
 
     with (GOLDEN / "oracles.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(line for line in file if line[0] != "#"))
+    sizes = {
+        n: keras_lightnets.get_spec(n).default_size for n in {r["name"] for r in rows}
+    }
+    rows = [row for row in rows if int(row["size"]) != sizes[row["name"]]]
+    assert len(rows) >= 10
     for row in rows:
         side = int(row["size"])
-        if side == keras_lightnets.get_spec(row["name"]).default_size:
-            continue
         model = keras_lightnets.create_model(
             row["name"], weights=None, input_shape=(side, side, 3)
         )

@@ -81,7 +81,7 @@ def thin(x):
 def closed(x):
     """A gate behind units that no picture of the calibration set opens."""
     y = layers.GlobalAveragePooling2D(keepdims=True)(x)
-    y = layers.Conv2D(4, 1, bias_initializer="zeros", name="squeeze")(y)
+    y = layers.Conv2D(4, 1, name="squeeze")(y)
     y = layers.ReLU()(layers.Rescaling(1.0, -1000.0)(y))
     y = layers.Conv2D(8, 1, activation="sigmoid", name="excite")(y)
     return layers.Multiply()([x, y])

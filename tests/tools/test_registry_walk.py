@@ -28,9 +28,7 @@ STORED = pathlib.Path(__file__).parents[1] / "golden" / "quantised.json"
 COUNT = make_quantised.CALIBRATION + make_quantised.TESTS
 # Of thousands of cells a few sit where the rounding of all layers adds up.
 SURE = 0.995
-# Here the noise of int8 decides more: on these files TFLite's own two sets of kernels
-# agree in 98.4 % and 88 % of such decisions. Trained weights would settle it; those of
-# IGCV2 are not published.
+# With these random weights the noise of int8 grows from layer to layer.
 CHAOTIC = (("igcv2", "detection"), ("micronet", "detection"))
 # XNNPACK has no int8 GELU.
 WITH_GELU = ("nexception",)
@@ -142,6 +140,7 @@ def test_stored_figures_are_within_the_limits():
         if "name" in row
     ]
     assert rows
+    unsure = set()
     for family, form, row in rows:
         for way in ("ptq", "qat"):
             assert row[way]["float_ops"] == 0
@@ -151,8 +150,9 @@ def test_stored_figures_are_within_the_limits():
             after = row["ptq"]["outputs"][name]["mean_error_steps"]
             assert after < ptq_limit(floor), (family, name)
             assert output["mean_error_steps"] < error_limit(floor), (family, name)
-            unsure = sure is not None and sure < SURE
-            assert not unsure or (family, form) in CHAOTIC, (family, name)
+            if sure is not None and sure < SURE:
+                unsure.add((family, form))
+    assert unsure == set(CHAOTIC)
 
 
 def test_families_that_quantise_nowhere_say_why():

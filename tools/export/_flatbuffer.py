@@ -182,6 +182,20 @@ def pack(model: Any) -> bytes:
     return bytes(builder.Output())
 
 
+def builtin_name(code: Any) -> str:
+    """Name of an operator code: that of the builtin, "CUSTOM" for custom ones."""
+    builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
+    return _names("BuiltinOperator").get(builtin, f"OPERATOR_{builtin}")
+
+
+def add_buffer(model: Any, content: bytes) -> int:
+    """Append a buffer to the schema's objects and return its number."""
+    buffer = schema().BufferT()
+    buffer.data = np.frombuffer(content, np.uint8)
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
+
+
 def read(source: str | os.PathLike[str] | bytes) -> Graph:
     """Read the first subgraph of a .tflite file.
 
@@ -323,10 +337,9 @@ def _is_zero(data: bytes, dtype: str, points: tuple[int, ...]) -> bool:
 
 
 def _op(index: int, row: Any, code: Any, pick: Any) -> Op:
-    builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
     return Op(
         index=index,
-        name=_names("BuiltinOperator").get(builtin, f"OPERATOR_{builtin}"),
+        name=builtin_name(code),
         version=code.version,
         inputs=pick(row.inputs),
         outputs=pick(row.outputs),

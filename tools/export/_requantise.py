@@ -1,8 +1,11 @@
 """Output scales that XNNPACK refuses, made wide enough."""
 
+import copy
 from typing import Any
 
 import numpy as np
+
+from keras_lightnets.tools.export import _flatbuffer
 
 # XNNPACK refuses a step below 1/256 of the accumulator's or a summand's: the file of a
 # convolution, whose values may all be 0 in the calibration set, is not opened at all,
@@ -22,15 +25,11 @@ def widen_scales(model: Any) -> None:
     left alone.
 
     Args:
-        model: The file as objects of TensorFlow's schema, `ModelT`.
+        model: The `ModelT` object of `_flatbuffer.load`.
     """
-    from tensorflow.lite.python import schema_py_generated as schema
-
     graph = model.subgraphs[0]
-    names = {value: key for key, value in vars(schema.BuiltinOperator).items()}
-    codes = [model.operatorCodes[op.opcodeIndex] for op in graph.operators]
-    kinds = [names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in codes]
-    ops = list(zip(graph.operators, kinds, strict=True))
+    names = [_flatbuffer.builtin_name(code) for code in model.operatorCodes]
+    ops = [(op, names[op.opcodeIndex]) for op in graph.operators]
     for op, kind in ops:
         least = _least_step(graph, op, kind)
         index = op.outputs[0]
@@ -42,7 +41,7 @@ def widen_scales(model: Any) -> None:
         rule.scale = np.asarray([least], "float32")
         for reader, of in readers:
             if of in _KERNEL_OPS:
-                _rescale_bias(schema, model, reader, factor)
+                _rescale_bias(model, reader, factor)
 
 
 def _least_step(graph: Any, op: Any, kind: str) -> float | None:
@@ -57,21 +56,19 @@ def _least_step(graph: Any, op: Any, kind: str) -> float | None:
     return whole / MOST_RATIO if whole > MOST_RATIO * output else None
 
 
-def _rescale_bias(schema: Any, model: Any, op: Any, factor: float) -> None:
+def _rescale_bias(model: Any, op: Any, factor: float) -> None:
     """Give an operation a bias of its own in units of the new input scale."""
     graph = model.subgraphs[0]
     if len(op.inputs) < 3 or op.inputs[2] < 0:
         return
     old = graph.tensors[op.inputs[2]]
     values = np.frombuffer(bytes(model.buffers[old.buffer].data), "<i4") / factor
-    made, rule = schema.TensorT(), schema.QuantizationParametersT()
-    vars(made).update(vars(old))
-    vars(rule).update(vars(old.quantization))
-    rule.scale = (np.asarray(rule.scale, "float64") * factor).astype("float32")
-    buffer = schema.BufferT()
-    rounded = np.round(values).astype("<i4")
-    buffer.data = np.frombuffer(rounded.tobytes(), "uint8")
-    made.quantization, made.buffer = rule, len(model.buffers)
-    model.buffers.append(buffer)
+    made = copy.copy(old)
+    made.quantization = copy.copy(old.quantization)
+    scale = np.asarray(old.quantization.scale, "float64") * factor
+    made.quantization.scale = scale.astype("float32")
+    made.buffer = _flatbuffer.add_buffer(
+        model, np.round(values).astype("<i4").tobytes()
+    )
     op.inputs = [*op.inputs[:2], len(graph.tensors), *op.inputs[3:]]
     graph.tensors.append(made)

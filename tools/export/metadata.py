@@ -93,11 +93,9 @@ def attach(content: bytes, meta: Any) -> bytes:
         min_parser_version="1.0.0",
     )
     schema = _flatbuffer.schema()
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(_pack(whole, b"M001"), np.uint8)
-    model.buffers.append(buffer)
     entry = schema.MetadataT()
-    entry.name, entry.buffer = BUFFER, len(model.buffers) - 1
+    entry.name = BUFFER
+    entry.buffer = _flatbuffer.add_buffer(model, _pack(whole, b"M001"))
     model.metadata = [*(model.metadata or []), entry]
     return _with_labels(_flatbuffer.pack(model), meta.labels)
 

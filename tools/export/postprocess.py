@@ -138,11 +138,7 @@ class _Editor:
 
     def op_name(self, op: Any) -> str:
         """Builtin name of an op."""
-        code = self.model.operatorCodes[op.opcodeIndex]
-        number = max(code.builtinCode, code.deprecatedBuiltinCode)
-        return next(
-            (name for name, value in self.builtin.items() if value == number), "CUSTOM"
-        )
+        return _flatbuffer.builtin_name(self.model.operatorCodes[op.opcodeIndex])
 
     def producer(self, tensor: int) -> Any | None:
         """The op that makes a tensor, or None."""
@@ -176,12 +172,10 @@ class _Editor:
 
     def constant(self, name: str, values: np.ndarray, like: Any = None) -> int:
         """Add a constant tensor; `like` gives type and quantisation."""
-        buffer = self.schema.BufferT()
-        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
-        self.model.buffers.append(buffer)
         kind = like.type if like is not None else self.types["FLOAT32"]
         index = self.tensor(name, values.shape, kind)
-        self.graph.tensors[index].buffer = len(self.model.buffers) - 1
+        buffer = _flatbuffer.add_buffer(self.model, values.tobytes())
+        self.graph.tensors[index].buffer = buffer
         if like is not None:
             self.graph.tensors[index].quantization = like.quantization
         return index

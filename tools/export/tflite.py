@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_lightnets._errors import require, unknown
-from keras_lightnets.tools.export import _requantise, cpu, lower
+from keras_lightnets.tools.export import _flatbuffer, _requantise, cpu, lower
 
 KINDS = ("float32", "float16", "int8")
 IO_TYPES = ("float", "uint8", "int8")
@@ -219,10 +219,7 @@ def _name(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
     The converter orders outputs as it likes and calls them output_0, output_1, ...
     in its own signature, which says which is which.
     """
-    import flatbuffers
-    from tensorflow.lite.python import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    model, _ = _flatbuffer.load(content)
     _requantise.widen_scales(model)
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
     signature.signatureKey = SIGNATURE
@@ -238,9 +235,7 @@ def _name(content: bytes, inputs: list[str], outputs: list[str]) -> bytes:
             graph.tensors[entry.tensorIndex].name = name
     graph.inputs = [entry.tensorIndex for entry in signature.inputs]
     graph.outputs = [entry.tensorIndex for entry in signature.outputs]
-    builder = flatbuffers.Builder(len(content) + 1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return _flatbuffer.pack(model)
 
 
 def interpreter(content: bytes, kernels: str = "xnnpack", threads: int = 1) -> Any:

@@ -139,6 +139,9 @@ def _sample_conv(
     pad, channels = kernel_size // 2 * dilation_rate, x.shape[-1]
     height, width = (-(-side // strides) for side in x.shape[1:3])
     x = tf.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    # A full kernel is a matrix per tap, a depthwise one a factor per channel.
+    shape = (filters, channels) if filters else (1, 1, channels)
+    kernels = tf.reshape(kernels, (-1, *shape, kernel_size**2))
     total = None
     for tap in range(kernel_size**2):
         row, column = (i * dilation_rate for i in divmod(tap, kernel_size))
@@ -146,13 +149,10 @@ def _sample_conv(
         part = x[:, row : ends[0] : strides, column : ends[1] : strides]
         if filters:
             rows = tf.reshape(part, (-1, height * width, channels))
-            kernel = tf.reshape(kernels, (-1, filters, channels, kernel_size**2))
-            kernel = kernel[..., tap]
-            part = tf.matmul(rows, kernel, transpose_b=True)
+            part = tf.matmul(rows, kernels[..., tap], transpose_b=True)
             part = tf.reshape(part, (-1, height, width, filters))
         else:
-            kernel = tf.reshape(kernels, (-1, 1, 1, channels, kernel_size**2))
-            part = part * kernel[..., tap]
+            part = part * kernels[..., tap]
         total = part if total is None else total + part
     return total
 
@@ -166,7 +166,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "tanh": lambda tf, x: tf.nn.tanh(x),
     "softmax": lambda tf, x: tf.nn.softmax(x),
     "gelu": lambda tf, x: tf.nn.gelu(x),
-    # tf.nn.gelu is written with erfc, which ONNX has not.
+    # tf.nn.gelu is written with erfc, which ONNX lacks.
     "gelu_erf": lambda tf, x: x * (tf.math.erf(x * [0.5**0.5]) + [1.0]) * [0.5],
     "elu": lambda tf, x: tf.nn.elu(x),
     "selu": lambda tf, x: tf.nn.selu(x),

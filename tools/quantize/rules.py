@@ -142,7 +142,7 @@ def _base(graph: Graph, step: Step) -> Rule:
     if key not in table:
         instead = "Export it in a format of floats."
         if step.kind == "act":
-            instead = f"Use relu, relu6, {', '.join(FUNCTION_RULES)} instead."
+            instead = "Use relu, relu6, hard_swish, gelu, sigmoid or tanh instead."
         raise NotQuantisableError(
             f"{key!r} at {step.name!r} has no int8 operation. Path: "
             f"{' -> '.join(graph.path_to(step.name))}. {instead}"
