@@ -95,6 +95,7 @@ def fit(job: Job, folder: Path) -> callbacks.Record:
             feed,
             epochs=config.epochs,
             initial_epoch=record.epoch,
+            shuffle=False,  # The source draws the order; Keras' depends on the process.
             verbose=0,
             callbacks=[
                 SetEpoch(feed),

@@ -20,19 +20,17 @@ def golden(spec):
     return json.loads((GOLDEN / f"{spec.name}.json").read_text())
 
 
-# The smallest of their families, but of 170 to 630 layers: 5 to 12 seconds a check.
-SLOW = (
-    *("dbb_mobilenet", "dbb_resnet18", "espnet_v2_050", "fbnet_v3_a", "igcv1_l100m2"),
-    *("mgic_resnet34", "nexception_t", "peleenet", "res2next50", "squeezenext_g"),
-    *("weightnet_shufflenet_v2_050", "xception"),
-)
+def is_quick(spec):
+    """Whether the network may be built several times in the default tier."""
+    facts = golden(spec)
+    return facts["layers"] <= 250 and facts["madds"] < 600e6
 
 
-def specs(without=()):
+def specs(quick=False):
     """Return every spec; all but the smallest of its family are marked full.
 
     So is one of more than 50 million parameters, which takes as long as ten others,
-    and the named ones.
+    and, where only quick ones are asked for, one that is not.
     """
     smallest: dict[str, tuple[int, str]] = {}
     names = keras_lightnets.list_models()
@@ -43,7 +41,7 @@ def specs(without=()):
         family = type(spec).__name__
         smallest[family] = min(smallest.get(family, size), size)
     keep = {name for count, name in smallest.values() if count < 50_000_000}
-    keep -= set(without)
+    keep = {s.name for s in found if s.name in keep and (is_quick(s) or not quick)}
     return [
         pytest.param(s, id=s.name, marks=() if s.name in keep else pytest.mark.full)
         for s in found
@@ -52,7 +50,7 @@ def specs(without=()):
 
 # Grouped by network, so that a few built ones are kept and no more.
 each = pytest.mark.parametrize("spec", specs(), scope="module")
-each_quick = pytest.mark.parametrize("spec", specs(without=SLOW), scope="module")
+each_quick = pytest.mark.parametrize("spec", specs(quick=True), scope="module")
 
 
 def test_every_variant_has_a_golden_file():
@@ -139,9 +137,15 @@ def test_gradients(spec):
     contracts.check_gradients(spec)
 
 
-@each
+@each_quick
 def test_seeds(spec):
     contracts.check_seeds(spec)
+
+
+@pytest.mark.full
+@each
+def test_another_seed(spec):
+    contracts.check_another_seed(spec)
 
 
 def test_int8_flags_are_what_was_found():

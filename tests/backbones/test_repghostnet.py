@@ -70,6 +70,7 @@ def test_deployed_form(name):
             assert whole.params == DEPLOYED[name]
 
 
+@pytest.mark.full
 def test_deployed_form_in_single_precision():
     model = contracts.logits_model(keras_lightnets.get_spec("repghostnet_050"))
     contracts.seeded_values(model)

@@ -88,6 +88,7 @@ def test_units_must_divide_by_groups():
         layers.weightnet_conv(inputs, summary, layers.Generated(8, units=3), "x")
 
 
+@pytest.mark.full
 def test_an_image_alone_equals_its_row_in_a_batch():
     model = keras_lightnets.WeightNetShuffleNetV2W050(
         weights=None, input_shape=(SIDE, SIDE, 3), classifier_activation=None

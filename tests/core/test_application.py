@@ -151,8 +151,36 @@ def test_cost_counts_what_papers_count():
 def test_cost_needs_a_size():
     inputs = keras.Input((None, None, 3))
     model = keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs))
-    with pytest.raises(ValueError, match="fixed input_shape"):
+    with pytest.raises(ValueError, match="Give an input_shape"):
         cost.costs(model)
+    assert cost.total(model, (6, 5, 3)).madds == 4 * 3 * 9 * 3 * 4
+    for wrong in ((6, 5, 1), (6, 5), (6, None, 3)):
+        with pytest.raises(ValueError, match=r"takes \(None, None, 3\).* Received"):
+            cost.costs(model, wrong)
+    fixed = keras.Model(i := keras.Input((6, 5, 3)), model(i))
+    with pytest.raises(ValueError, match=r"takes \(6, 5, 3\)"):
+        cost.costs(fixed, (8, 8, 3))
+
+
+def test_cost_at_another_size_is_that_of_a_network_built_for_it():
+    """Through a model inside a model, a layer used twice and a plain operation."""
+    inner_input = keras.Input((None, None, 4))
+    inner = keras.layers.Conv2D(4, 3, padding="same")(inner_input)
+    inner = keras.Model(inner_input, inner, name="inner")
+    twice = keras.layers.DepthwiseConv2D(3, name="twice")
+
+    def build(side):
+        inputs = keras.Input((side, side, 3))
+        x = keras.layers.Conv2D(4, 3, strides=2)(inputs)
+        x = twice(twice(inner(inner(x)) * 2.0))
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        return keras.Model(inputs, keras.layers.Dense(5, name="dense")(x))
+
+    found = cost.costs(build(None), (21, 21, 3))
+    expected = cost.costs(build(21))
+    facts = [(r.shape, r.params, r.madds, r.activation_bytes) for r in found]
+    assert facts == [(r.shape, r.params, r.madds, r.activation_bytes) for r in expected]
+    assert [row.name for row in found].count("twice") == 2
 
 
 def test_preprocess_input_knows_variants_and_weights():

@@ -14,13 +14,19 @@ from keras_lightnets._checkpoints import readers
 SIDE = 96
 CASES = [
     ("MobileNetV1W025", "MobileNet", {"alpha": 0.25}),
-    ("MobileNetV2W035", "MobileNetV2", {"alpha": 0.35}),
-    ("MobileNetV3SmallW075", "MobileNetV3Small", {"alpha": 0.75}),
-    pytest.param(
-        *("MobileNetV3SmallMinimalistic", "MobileNetV3Small", {"minimalistic": True}),
-        marks=pytest.mark.full,
+    *(
+        pytest.param(*case, marks=pytest.mark.full)
+        for case in (
+            ("MobileNetV2W035", "MobileNetV2", {"alpha": 0.35}),
+            ("MobileNetV3SmallW075", "MobileNetV3Small", {"alpha": 0.75}),
+            (
+                "MobileNetV3SmallMinimalistic",
+                "MobileNetV3Small",
+                {"minimalistic": True},
+            ),
+            ("Xception", "Xception", {}),
+        )
     ),
-    pytest.param("Xception", "Xception", {}, marks=pytest.mark.full),
 ]
 
 

@@ -112,6 +112,7 @@ def example(folder, config):
     return {"cost": cost, "norm": norm, **raw, **found}
 
 
+@pytest.mark.full
 def test_same_as_tensorflow(tmp_path):
     pytest.importorskip("jax")
     config = ssdlite.SSDLiteConfig(

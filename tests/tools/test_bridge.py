@@ -224,6 +224,7 @@ def test_legacy_variable_is_left_alone():
     assert "TF_USE_LEGACY_KERAS" not in os.environ
 
 
+@pytest.mark.export
 def test_our_network():
     model = keras_lightnets.create_model(
         "mobilenet_v3_small_050",
