@@ -55,7 +55,7 @@ def convert(folder: pathlib.Path, sections: list[str]) -> None:
     from keras_lightnets.tools.export import tflite
     from keras_lightnets.tools.quantize.bridge import UnsupportedLayerError
 
-    ours = {"int8_peers": [*PEERS], "int8_paper": [*PAPER]}
+    ours = {"int8_peers": PEERS, "int8_paper": PAPER, "int8_ops": PROFILED}
     names = [ours.get(section) or smallest() for section in sections]
     for name in dict.fromkeys(name for some in names for name in some):
         paths = {kind: folder / f"{name}.{kind}.tflite" for kind in bench.KINDS}
@@ -209,6 +209,8 @@ PROFILED = (
     "mobilenet_v2",
     "shufflenet_v1_g3_050",
     "squeezenext_g",
+    "channelnet_v3",
+    "micronet_m0",
 )
 KINDS_OF_OPS = {
     "Fully Connected": "1x1 convolutions and dense",
