@@ -10,11 +10,18 @@ from keras import layers
 pytest.importorskip("tf_keras")
 pytest.importorskip("ai_edge_litert")
 
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from quant_models import exactly, pictures, settle
 
 from keras_lightnets.layers import SelectChannels, channel_shuffle, channel_split
 from keras_lightnets.layers.channelwise import channelwise_conv
-from keras_lightnets.tools.export import edgetpu, lower, tflite
+from keras_lightnets.tools.export import (
+    _flatbuffer,
+    edgetpu,
+    lower,
+    opened,
+    tflite,
+)
 from keras_lightnets.tools.export.lower import cost, steps
 from keras_lightnets.tools.quantize import _passes, bridge
 from keras_lightnets.tools.quantize._graph import Graph, Step
@@ -154,6 +161,45 @@ def test_lowered_network_equals_the_network(name):
     graph = lowered(model)
     check_kinds(graph)
     assert difference(model, graph) < 1e-5
+
+
+@pytest.mark.parametrize("target", lower.TARGETS)
+def test_wide_depthwise_convolutions_are_cut(target):
+    """TensorFlow's converter did not return from calibrating one of 4833 channels."""
+
+    def wide(x):
+        x = layers.Conv2D(2 * lower.groups.WIDEST + 1, 1, name="expand")(x)
+        x = layers.DepthwiseConv2D(3, 2, "same", name="wide")(x)
+        return layers.Conv2D(4, 1, name="project")(layers.ReLU(6.0)(x))
+
+    model = model_of(wide, channels=4)
+    graph = lowered(model, target)
+    parts = [step for step in graph if step.kind == "depthwise"]
+    assert sorted(step.shape[-1] for step in parts) == [3221, 3222, 3222]
+    assert difference(model, graph) < 1e-5
+    content = tflite.convert(model, "int8", "int8", pictures(2, SIDE), target)
+    assert opened.float_ops(_flatbuffer.read(content)) == ()
+    if target == "cpu":
+        assert opened.TFLiteFile(content).xnnpack_partitions == 1
+
+
+def test_the_widest_uncut_depthwise_convolution_runs_without_delegates():
+    image = keras.Input((2, 2, 3), name="image")
+    x = layers.Conv2D(lower.groups.WIDEST, 1)(image)
+    model = keras.Model(image, layers.DepthwiseConv2D(2)(x))
+    content = tflite.convert(model)
+    assert [op.name for op in _flatbuffer.read(content).ops].count("CONCATENATION") == 0
+    interpreter = Interpreter(
+        model_content=content,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    pixels = pictures(1, 2).astype("float32")
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], pixels)
+    interpreter.invoke()
+    found = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    expected = np.asarray(model(pixels, training=False))
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", ["shuffle_unit", "split_units", "both_outputs"])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_lightnets._errors import require, unknown
-from keras_lightnets.tools.export import _flatbuffer, _requantise, cpu, lower
+from keras_lightnets.tools.export import _flatbuffer, _requantise, lower
 
 KINDS = ("float32", "float16", "int8")
 IO_TYPES = ("float", "uint8", "int8")
@@ -100,7 +100,7 @@ def _float(model: Any, kind: str) -> bytes:
     _passes.fold_norms(graph)
     _passes.fold_input(graph, raw=False)
     _passes.bake(graph)
-    for change in cpu.FLOAT:
+    for change in lower.FLOAT:
         change(graph)
     for step in graph:
         if step.config.get("function") == "hard_swish":

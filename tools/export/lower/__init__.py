@@ -45,7 +45,7 @@ def _mix(graph: Graph) -> None:
 
 TARGETS: Mapping[str, tuple[Pass, ...]] = {
     # XNNPACK has fast kernels for grouped convolutions and transpositions.
-    "cpu": cpu.INT8,
+    "cpu": (*cpu.INT8, groups.split_wide),
     "edgetpu": (
         _passes.expand_hard_swish,
         convs.fuse_pads,
@@ -53,8 +53,10 @@ TARGETS: Mapping[str, tuple[Pass, ...]] = {
         convs.widen_channelwise,
         reorder.gathers,
         _mix,
+        groups.split_wide,
     ),
 }
+FLOAT: tuple[Pass, ...] = (*cpu.FLOAT, groups.split_wide)
 # Float files in ONNX; their int8 form is made from the .tflite file.
 ONNX: tuple[Pass, ...] = (
     reorder.gathers,

@@ -1,14 +1,38 @@
-"""Grouped convolutions as plain ones: the version with groups is never mapped."""
+"""Convolutions cut into parts of their channels.
+
+Grouped ones become plain ones, as the version with groups is never mapped. Very wide
+depthwise ones become several: TensorFlow's kernel does not return from them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-
-import numpy as np
 
 from keras_lightnets.tools.export.lower import cost, steps
 from keras_lightnets.tools.quantize._graph import Graph, Step
+
+# TFLite's float depthwise kernel sums in a buffer of so many values, a pixel at a
+# time; a wider pixel leaves it in an endless loop, be it while the converter calibrates
+# or in an interpreter without XNNPACK. See DepthwiseConvImpl in TensorFlow's
+# optimized/depthwiseconv_float.h.
+WIDEST = 4832
+
+
+def split_wide(graph: Graph) -> None:
+    """Cut each depthwise convolution of more than `WIDEST` filters.
+
+    Args:
+        graph: Changed in place.
+    """
+    shared = graph.shared_steps()
+    for step in list(graph):
+        if step.kind == "depthwise" and step.name not in shared:
+            parts = math.ceil(int(step.shape[-1] or 0) / WIDEST)
+            if parts > 1:
+                _cut(graph, step, parts)
+    steps.settle(graph)
 
 
 def ungroup(graph: Graph, streamed: bool = False) -> None:
@@ -40,40 +64,24 @@ def ungroup(graph: Graph, streamed: bool = False) -> None:
 
 
 def _cut(graph: Graph, step: Step, parts: int) -> None:
-    """Replace a grouped convolution by slices, convolutions and a concatenation.
+    """Replace a convolution by slices, convolutions and a concatenation.
 
     A ReLU behind it goes in front of the concatenation, where it is part of the
     convolutions.
     """
-    taken = steps.channels(graph, step.inputs[0]) // parts
+    given = steps.shape(graph, step.inputs[0])
+    channels = steps.channels(graph, step.inputs[0])
     after = graph.sole_consumer(step.name, graph.consumers())
     relu = after if after is not None and after.kind == "relu" else None
-    filters, groups = step.config["filters"] // parts, step.config["groups"] // parts
+    bounds = [channels * i // parts for i in range(parts + 1)]
     joined = []
-    for i in range(parts):
-        config = {"begin": [0, 0, i * taken], "size": [-1, -1, taken]}
-        given = steps.shape(graph, step.inputs[0])
-        cut = steps.add(
-            graph,
-            Step(f"{step.name}_cut{i}", "slice", step.inputs, config,
-                 shape=(*given[:-1], taken)),
-        )  # fmt: skip
-        weights = {
-            role: np.split(array, parts, axis=-1)[i]
-            for role, array in step.weights.items()
-        }
-        part = dataclasses.replace(
-            step,
-            name=f"{step.name}_part{i}",
-            inputs=(cut.name,),
-            config={**step.config, "filters": filters, "groups": groups},
-            weights=weights,
-            source=None,
-            roles=(),
-            shape=(*step.shape[:-1], filters),
-            range=None,
-        )
-        steps.make_dense(part)
+    for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        config = {"begin": [0, 0, start], "size": [-1, -1, stop - start]}
+        shape = (*given[:-1], stop - start)
+        name = f"{step.name}_cut{i}"
+        cut = steps.add(graph, Step(name, "slice", step.inputs, config, shape=shape))
+        part = _part(step, f"{step.name}_part{i}", (start, stop), channels)
+        part.inputs = (cut.name,)
         last = steps.add(graph, part)
         if relu is not None:
             last = steps.add(
@@ -92,3 +100,29 @@ def _cut(graph: Graph, step: Step, parts: int) -> None:
     end.kind, end.inputs = "concat", tuple(joined)
     end.config, end.weights = {"axis": len(end.shape) - 1}, {}
     end.source, end.roles = None, ()
+
+
+def _part(step: Step, name: str, taken: tuple[int, int], channels: int) -> Step:
+    """Return the convolution of some of the channels, grouped ones made plain."""
+    weights = {}
+    for role, array in step.weights.items():
+        axis = 2 if step.kind == "depthwise" and role == "kernel" else array.ndim - 1
+        start, stop = (n * array.shape[axis] // channels for n in taken)
+        weights[role] = array.take(range(start, stop), axis)
+    share = (taken[1] - taken[0]) / channels
+    filters = round(int(step.shape[-1] or 0) * share)
+    part = dataclasses.replace(
+        step,
+        name=name,
+        config=dict(step.config),
+        weights=weights,
+        source=None,
+        roles=(),
+        shape=(*step.shape[:-1], filters),
+        range=None,
+    )
+    if step.kind == "conv":
+        groups = round(step.config["groups"] * share)
+        part.config |= {"filters": filters, "groups": groups}
+        steps.make_dense(part)
+    return part
