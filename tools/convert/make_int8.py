@@ -7,7 +7,8 @@ Run it from a checkout where the package is installed with the extra `qat`::
 Without names it takes all that are not in the file yet. Each is converted to int8, its
 parallel branches merged as in `export`, after calibration on noise at a small size:
 which operators a file has, and where they run, depends neither on the weights nor, but
-for the largest maps, on the size.
+for the largest maps, on the size. Networks whose classifier reads a fixed number of
+cells (AlexNet, VGG) are taken at their own size, where that needs no resampling.
 """
 
 import logging
@@ -41,7 +42,8 @@ def facts(name: str) -> dict[str, Any]:
     from keras_lightnets.tools.fuse import merge_branches
 
     keras.utils.set_random_seed(0)
-    side = min(SIZE, keras_lightnets.get_spec(name).default_size)
+    spec = keras_lightnets.get_spec(name)
+    side = spec.default_size if hasattr(spec, "cells") else min(SIZE, spec.default_size)
     model = keras_lightnets.create_model(
         name, weights=None, input_shape=(side, side, 3)
     )
