@@ -165,7 +165,7 @@ def test_lowered_network_equals_the_network(name):
 
 @pytest.mark.parametrize("target", lower.TARGETS)
 def test_wide_depthwise_convolutions_are_cut(target):
-    """TensorFlow's converter did not return from calibrating one of 4833 channels."""
+    """TensorFlow's kernel, which also calibrates, does not return at 4833 channels."""
 
     def wide(x):
         x = layers.Conv2D(2 * lower.groups.WIDEST + 1, 1, name="expand")(x)

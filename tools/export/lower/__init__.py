@@ -56,6 +56,7 @@ TARGETS: Mapping[str, tuple[Pass, ...]] = {
         groups.split_wide,
     ),
 }
+# Float .tflite files.
 FLOAT: tuple[Pass, ...] = (*cpu.FLOAT, groups.split_wide)
 # Float files in ONNX; their int8 form is made from the .tflite file.
 ONNX: tuple[Pass, ...] = (

@@ -104,13 +104,15 @@ def _cut(graph: Graph, step: Step, parts: int) -> None:
 
 def _part(step: Step, name: str, taken: tuple[int, int], channels: int) -> Step:
     """Return the convolution of some of the channels, grouped ones made plain."""
+
+    def share(whole: int) -> range:
+        return range(*(whole * channel // channels for channel in taken))
+
     weights = {}
     for role, array in step.weights.items():
         axis = 2 if step.kind == "depthwise" and role == "kernel" else array.ndim - 1
-        start, stop = (n * array.shape[axis] // channels for n in taken)
-        weights[role] = array.take(range(start, stop), axis)
-    share = (taken[1] - taken[0]) / channels
-    filters = round(int(step.shape[-1] or 0) * share)
+        weights[role] = array.take(share(array.shape[axis]), axis)
+    filters = len(share(int(step.shape[-1] or 0)))
     part = dataclasses.replace(
         step,
         name=name,
@@ -122,7 +124,7 @@ def _part(step: Step, name: str, taken: tuple[int, int], channels: int) -> Step:
         range=None,
     )
     if step.kind == "conv":
-        groups = round(step.config["groups"] * share)
+        groups = len(share(step.config["groups"]))
         part.config |= {"filters": filters, "groups": groups}
         steps.make_dense(part)
     return part
